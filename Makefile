@@ -1,0 +1,70 @@
+# Everything starts here. Every target sets up .venv first, when it is missing or stale; `make help` lists them.
+#
+#   PYTHON           interpreter for the set-up (3.11 or newer); default: the first that works
+#   DEVICE           auto (default), cpu or cuda
+#   TORCH_INDEX_URL  package index with CPU builds of torch, where pip's own configuration has none
+#   ARGS             more arguments for the command behind the target
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export DEVICE TORCH_INDEX_URL
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Some shims of a version manager exist and do not run, and some Pythons come without venv: try each.
+CAN_SET_UP := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c '$(CAN_SET_UP)' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.PHONY: need-python
+need-python:
+	@test -n "$(PYTHON)" || { \
+	echo "error: no Python 3.11+ with venv and pip found" >&2; echo >&2; \
+	echo "hint: install one, or name it: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+
+.PHONY: setup
+setup: need-python ## set up .venv for serving
+	@$(PYTHON) deploy/setup/venv.py
+
+.PHONY: setup-dev
+setup-dev: need-python ## set up .venv with the test and lint tools too
+	@$(PYTHON) deploy/setup/venv.py --dev
+
+.PHONY: serve
+serve: setup ## serve the bundled checkpoint on 127.0.0.1:30000
+	@exec $(BIN)/dlm-sglang serve $(ARGS)
+
+.PHONY: test
+test: setup-dev ## run every test that this machine can run
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: setup-dev ## run the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+.PHONY: check
+check: setup-dev ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: setup ## measure the modes against plain SGLang
+	@exec $(BIN)/dlm-sglang bench $(ARGS)
+
+.PHONY: eval
+eval: setup ## score the bundled checkpoint on held-out prompts
+	@exec $(BIN)/dlm-sglang eval $(ARGS)
+
+.PHONY: train
+train: setup ## train the bundled checkpoint again (at most 2 hours on 2 cores)
+	@exec $(BIN)/python -m dlm_sglang.bundled.train $(ARGS)
+
+.PHONY: clean
+clean: ## remove .venv and what tools left behind
+	rm -rf $(VENV) $(VENV).lock build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find dlm_sglang kernels tests deploy -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,131 @@
+"""What the decode worker cannot honour in this release, in any mode: refused, never ignored.
+
+One table for three surfaces, because SGLang spells the same thing differently on each:
+
+- `openai`: top-level fields of `/v1/chat/completions` and `/v1/completions`;
+- `native`: top-level fields of `/generate`, and of SGLang's internal request on every other route;
+- `sampling`: keys of `sampling_params` on `/generate`, and of SGLang's internal sampling parameters;
+- `custom`: keys of `custom_params`, wherever it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from dlm_sglang.errors import RequestError, shown
+
+_EVERY_BLOCK = "several tokens are decided in one forward, and the worker does not apply it to each of them yet"
+_GRAMMAR = "the worker does not mask tokens by a grammar yet"
+_LOGPROBS = "the worker does not return log-probabilities yet"
+
+
+class Surface(Enum):
+    """Where a field stands in a request."""
+
+    OPENAI = "openai"
+    NATIVE = "native"
+    SAMPLING = "sampling"
+    CUSTOM = "custom"
+
+
+def _unset(value: object) -> bool:
+    return value is None or value is False or value == "" or value == [] or value == {}
+
+
+def _zero(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and value == 0)
+
+
+def _one(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value == 1)
+
+
+def _text_format(value: object) -> bool:
+    return value is None or (isinstance(value, Mapping) and value.get("type") == "text")
+
+
+def _free_tool_choice(value: object) -> bool:
+    return value is None or value in ("auto", "none")
+
+
+def _free_tools(value: object) -> bool:
+    if not isinstance(value, list):
+        return True
+    functions = [tool.get("function") for tool in value if isinstance(tool, Mapping)]
+    return not any(isinstance(function, Mapping) and function.get("strict") for function in functions)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A field that is refused unless its value changes nothing.
+
+    Attributes:
+        changes_nothing: true for the values that are as good as leaving the field out.
+        neutral: those values in words.
+    """
+
+    name: str
+    surfaces: frozenset[Surface]
+    changes_nothing: Callable[[object], bool]
+    neutral: str
+    reason: str
+
+
+def _row(
+    names: str, surfaces: str, changes_nothing: Callable[[object], bool], neutral: str, reason: str
+) -> list[Refusal]:
+    places = frozenset(Surface(place) for place in surfaces.split())
+    return [Refusal(name, places, changes_nothing, neutral, reason) for name in names.split()]
+
+
+REFUSALS: tuple[Refusal, ...] = (
+    *_row("frequency_penalty presence_penalty", "openai sampling", _zero, "0", _EVERY_BLOCK),
+    *_row("repetition_penalty", "openai sampling", _one, "1", _EVERY_BLOCK),
+    *_row("logit_bias", "openai sampling", _unset, "an empty object", _EVERY_BLOCK),
+    *_row("custom_logit_processor", "openai native", _unset, "null", _EVERY_BLOCK),
+    *_row("min_tokens", "openai", _zero, "0", _EVERY_BLOCK),
+    *_row("min_new_tokens", "sampling", _zero, "0", _EVERY_BLOCK),
+    *_row("thinking_budget", "custom", _unset, "null", _EVERY_BLOCK),
+    *_row("max_thinking_tokens", "openai native", _unset, "null", _EVERY_BLOCK),
+    *_row("response_format", "openai", _text_format, '{"type": "text"}', _GRAMMAR),
+    *_row("regex ebnf json_schema structural_tag", "openai sampling", _unset, "null", _GRAMMAR),
+    *_row("tool_choice", "openai", _free_tool_choice, '"auto" or "none"', f"a forced call needs a grammar; {_GRAMMAR}"),
+    *_row("tools", "openai", _free_tools, "functions without strict", f"strict functions need a grammar; {_GRAMMAR}"),
+    *_row("logprobs return_sampling_mask", "openai", _unset, "false", _LOGPROBS),
+    *_row("top_logprobs", "openai", _zero, "0", _LOGPROBS),
+    *_row("return_logprob return_sampling_mask return_entropy", "native", _unset, "false", _LOGPROBS),
+    *_row("top_logprobs_num", "native", _zero, "0", _LOGPROBS),
+    *_row("token_ids_logprob", "native", _unset, "null", _LOGPROBS),
+    *_row("return_hidden_states", "openai native", _unset, "false", "the worker does not return hidden states"),
+    *_row("beam_width", "sampling", _one, "1", "the worker decodes one sequence per request, without beams"),
+    *_row("use_beam_search", "openai", _unset, "false", "the worker decodes one sequence per request, without beams"),
+    *_row("lora_path", "openai native", _unset, "null", "the worker serves no adapters chosen by the request"),
+    *_row("session_params", "openai native", _unset, "null", "the worker does not continue SGLang sessions"),
+    *_row("input_embeds positional_embed_overrides", "native", _unset, "null", "the worker takes token ids only"),
+)
+
+
+def refuse_unsupported(fields: Mapping[str, object], surface: Surface, prefix: str = "") -> None:
+    """Refuse the first field whose value asks for something that the worker cannot honour.
+
+    A list on the native surface holds one value per prompt; any of them can be refused.
+
+    Raises:
+        RequestError: its `param` is the field's name behind `prefix`.
+    """
+    for refusal in REFUSALS:
+        if surface not in refusal.surfaces or refusal.name not in fields:
+            continue
+        value = fields[refusal.name]
+        per_prompt = surface is Surface.NATIVE and isinstance(value, list)
+        values = value if per_prompt and isinstance(value, list) else [value]
+        if all(refusal.changes_nothing(one) for one in values):
+            continue
+        raise RequestError(
+            f"{prefix}{refusal.name} is not supported by this server, got {shown(value)}: {refusal.reason}",
+            param=f"{prefix}{refusal.name}",
+            code="parameter-unsupported",
+            hint=f"leave it out or send {refusal.neutral}",
+        )

@@ -1,0 +1,1 @@
+"""The `dlm-sglang` command: parse, call one function, print."""

@@ -1,0 +1,1 @@
+"""The decoding algorithm: torch only, testable without SGLang."""

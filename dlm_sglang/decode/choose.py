@@ -1,0 +1,95 @@
+"""The token that each logits row of a round proposes, and how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from dlm_kernels.ops.sample_token import greedy_token, sample_token, uniform_from_seed
+from torch import Tensor
+
+from dlm_sglang.decode.state import DENOISE, BlockState
+
+if TYPE_CHECKING:
+    from dlm_sglang.decode.policy import DecodePolicy
+    from dlm_sglang.decode.round import RoundInputs
+
+
+def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Pick a token for every query token of the round.
+
+    Args:
+        state: block state.
+        inputs: what the forward read.
+        logits: `[T, V]` float.
+
+    Returns:
+        token_ids: `[T]` int64, never the mask id.
+        confidence: `[T]` float32, softmax of the raw logits at the token.
+
+    Source: spec sections 3.1 to 3.3; drafts that a verifier checks are greedy.
+    """
+    token_ids, confidence = greedy_token(logits, state.mask_token_id)
+    if inputs.traits.all_greedy:
+        return token_ids, confidence
+    slot_of_token = torch.repeat_interleave(inputs.slots, inputs.row_lens_device, output_size=logits.shape[0])
+    is_denoise = state.phase[slot_of_token] == DENOISE
+    temperature = torch.where(is_denoise, state.denoise_temperature[slot_of_token], state.temperature[slot_of_token])
+    rows = (temperature > 0).nonzero().squeeze(1)
+    if rows.numel() == 0:
+        return token_ids, confidence
+    slots = slot_of_token[rows]
+    uniform = _uniform(state, slots, inputs.positions[rows], is_denoise[rows])
+    token_ids[rows], confidence[rows] = sample_token(
+        logits[rows],
+        uniform,
+        temperature[rows],
+        state.top_k[slots],
+        state.top_p[slots],
+        state.min_p[slots],
+        state.mask_token_id,
+    )
+    return token_ids, confidence
+
+
+def _uniform(state: BlockState, slots: Tensor, positions: Tensor, is_denoise: Tensor) -> Tensor:
+    # A causal row chooses the token one past its own position, in step 0 of that position.
+    chosen_position = torch.where(is_denoise, positions, positions + 1)
+    step = torch.where(is_denoise, state.step[slots] + 1, 0)
+    return uniform_from_seed(state.seed[slots], chosen_position, step)
+
+
+def choose_seeds(logits: Tensor, policies: Sequence[DecodePolicy], positions: Tensor, mask_token_id: int) -> Tensor:
+    """Pick the token after each prompt from its last causal row.
+
+    Args:
+        logits: `[R, V]` float.
+        policies: R policies.
+        positions: `[R]` int64, absolute position of the token to choose.
+        mask_token_id: never chosen.
+
+    Returns:
+        `[R]` int64.
+    """
+    token_ids, _ = greedy_token(logits, mask_token_id)
+    sampled = [row for row, policy in enumerate(policies) if policy.temperature > 0]
+    if not sampled:
+        return token_ids
+    rows = torch.tensor(sampled, device=logits.device)
+    chosen = [policies[row] for row in sampled]
+
+    def column(values: list[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=logits.device)
+
+    seeds = column([policy.seed for policy in chosen], torch.int64)
+    token_ids[rows], _ = sample_token(
+        logits[rows],
+        uniform_from_seed(seeds, positions[rows], torch.zeros_like(seeds)),
+        column([policy.temperature for policy in chosen], torch.float32),
+        column([policy.top_k for policy in chosen], torch.int64),
+        column([policy.top_p for policy in chosen], torch.float32),
+        column([policy.min_p for policy in chosen], torch.float32),
+        mask_token_id,
+    )
+    return token_ids

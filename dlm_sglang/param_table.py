@@ -1,0 +1,105 @@
+"""The table of request parameters: names, types, ranges, modes, meanings.
+
+Validation (`params.py`), the reference page and the JSON schema (`dlm-sglang params`) read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+MIN_BLOCK_LENGTH = 2
+
+
+class GenerationMode(StrEnum):
+    """How a request decodes; a preset of the decoding policy."""
+
+    AUTOREGRESSIVE = "autoregressive"
+    DIFFUSION = "diffusion"
+    SELF_SPECULATION = "self_speculation"
+
+
+MODE_ALIASES = {"ar": GenerationMode.AUTOREGRESSIVE}
+MODES_TO_COME = ("auto",)
+_DIFFUSION = frozenset({GenerationMode.DIFFUSION})
+_SELF_SPECULATION = frozenset({GenerationMode.SELF_SPECULATION})
+_BLOCKWISE = _DIFFUSION | _SELF_SPECULATION
+
+
+@dataclass(frozen=True)
+class Field:
+    """One row of the table.
+
+    Attributes:
+        json_type: `string`, `integer`, `number` or `boolean`.
+        allowed: the range in words; `{max_block_length}` is filled in from the server's limits.
+        default: the default in words.
+        modes: modes that honour the field.
+        nullable: an explicit null is a value of its own; elsewhere null means "not given".
+    """
+
+    name: str
+    json_type: str
+    allowed: str
+    default: str
+    modes: frozenset[GenerationMode]
+    meaning: str
+    nullable: bool = False
+    condition: str = ""
+
+
+FIELDS: tuple[Field, ...] = (
+    Field(
+        "generation_mode",
+        "string",
+        "`autoregressive` (or `ar`), `diffusion`, `self_speculation`",
+        "the server's `default_generation_mode`",
+        frozenset(GenerationMode),
+        "how tokens are produced",
+    ),
+    Field(
+        "block_length",
+        "integer",
+        "2..{max_block_length}",
+        "the server's `default_block_length`",
+        _BLOCKWISE,
+        "positions decoded together, the seed token included",
+    ),
+    Field(
+        "max_denoising_steps",
+        "integer",
+        "1..`block_length`",
+        "`block_length`",
+        _BLOCKWISE,
+        "denoise forwards allowed per block; masks left at the last step are all filled",
+        condition="in `self_speculation` only with `draft_threshold` above 0",
+    ),
+    Field(
+        "confidence_threshold",
+        "number",
+        "above 0, at most 1, or null",
+        "the server's default, 0.9 unless changed",
+        _DIFFUSION,
+        "a mask is filled when its token's probability reaches this, at least one per step; "
+        "null spreads the masks evenly over the steps",
+        nullable=True,
+    ),
+    Field(
+        "draft_threshold",
+        "number",
+        "0..1",
+        "the server's default, 0 unless changed",
+        _SELF_SPECULATION,
+        "0 drafts a block in one denoise forward; above 0 denoises until every mask reached it",
+    ),
+    Field(
+        "seeded_blocks",
+        "boolean",
+        "true or false",
+        "true",
+        _DIFFUSION,
+        "true starts a block with the token that the causal forward predicts; false starts it all masked",
+    ),
+)
+FIELD_BY_NAME: Mapping[str, Field] = {field.name: field for field in FIELDS}

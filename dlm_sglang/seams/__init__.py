@@ -1,0 +1,1 @@
+"""Every contact point with SGLang; the only package that may import it."""

@@ -1,0 +1,112 @@
+"""What a decode round hands to SGLang: the state between rounds, the metadata of one forward, KV slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.allocation import alloc_for_spec_decode
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
+
+
+class DlmRoundState(SpecInput):
+    """State between rounds. All of it lives in `BlockState`, by request slot; nothing to filter or merge."""
+
+    num_tokens_per_req = 1
+    num_tokens_for_logprob_per_req = 1
+    future_indices: torch.Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__(SpecInputType.UNO_STATE)
+
+    def filter_batch(self, new_indices: torch.Tensor, new_indices_cpu: list[int] | None = None) -> None:
+        """Follow the batch when requests leave it."""
+
+    def merge_batch(self, other: DlmRoundState) -> None:
+        """Follow the batch when another joins it."""
+
+
+class DlmForwardInput(SpecInput):
+    """Metadata of one mixed forward.
+
+    Attributes:
+        positions: `[T]` int64.
+        kv_limit: `[T]` int64, keys at row positions below it are visible.
+        row_lens, kv_lens: R host lengths of queries and of keys (queries included).
+        draft_rows: `[T]` float32, 1 where the drafter adapter applies; None where it cannot.
+    """
+
+    capture_hidden_mode = CaptureHiddenMode.NULL
+
+    def __init__(
+        self,
+        positions: torch.Tensor,
+        kv_limit: torch.Tensor,
+        row_lens: list[int],
+        kv_lens: list[int],
+        draft_rows: torch.Tensor | None,
+    ) -> None:
+        super().__init__(SpecInputType.UNO_VERIFY)
+        self.positions = positions
+        self.kv_limit = kv_limit
+        self.row_lens = row_lens
+        self.kv_lens = kv_lens
+        self.draft_rows = draft_rows
+
+
+def prepare_decode_round(original: Any, batch: Any) -> None:
+    """Reserve KV slots for each row's block; other algorithms keep SGLang's own preparation.
+
+    SGLang would reserve twice the server's largest block for every row, also for autoregressive ones, and
+    past the request table's width at the context end. A row needs its own block, at most up to the context end.
+
+    Args:
+        original: SGLang's function, called for batches that are not ours.
+        batch: the `ScheduleBatch` about to run a decode round.
+    """
+    if not isinstance(batch.spec_info, DlmRoundState):
+        original(batch)
+        return
+    page_size = batch.token_to_kv_pool_allocator.page_size
+    row_width = batch.req_to_token_pool.req_to_token.shape[1]
+    current, needed = [], []
+    for req in batch.reqs:
+        allocated = req.kv.kv_allocated_len
+        wanted = min(req.kv.kv_committed_len + req.dlm.policy.block_length, req.dlm.context_length)
+        wanted = min(-(-wanted // page_size) * page_size, row_width)
+        current.append(allocated)
+        needed.append(max(allocated, wanted))
+        req.decode_batch_idx += 1
+    committed = torch.tensor([req.kv.kv_committed_len for req in batch.reqs], dtype=torch.int64)
+    batch.seq_lens_cpu = committed
+    batch.seq_lens_sum = int(committed.sum())
+    num_needed = sum(needed) - sum(current)
+    if num_needed == 0:
+        return
+    current_cpu = torch.tensor(current, dtype=torch.int32)
+    needed_cpu = torch.tensor(needed, dtype=torch.int32)
+    alloc_for_spec_decode(
+        batch.tree_cache,
+        batch.req_to_token_pool,
+        reqs=batch.reqs,
+        req_pool_indices=batch.req_pool_indices,
+        cur_kv_lens=current_cpu.to(batch.device, non_blocking=True),
+        cur_kv_lens_cpu=current_cpu,
+        nxt_kv_lens=needed_cpu.to(batch.device, non_blocking=True),
+        nxt_kv_lens_cpu=needed_cpu,
+        num_needed_tokens=num_needed,
+        batch=batch,
+    )
+
+
+def tokens_for_next_round(original: Any, batch: Any, requests: list[Any], page_size: int) -> int:
+    """KV tokens that `prepare_decode_round` would take; SGLang retracts requests when they are not there."""
+    if not isinstance(batch.spec_info, DlmRoundState):
+        return int(original(batch, requests, page_size))
+    total = 0
+    for req in requests:
+        wanted = min(req.kv.kv_committed_len + req.dlm.policy.block_length, req.dlm.context_length)
+        wanted = -(-wanted // page_size) * page_size
+        total += max(0, wanted - req.kv.kv_allocated_len)
+    return total

@@ -1,0 +1,38 @@
+"""Torch replacements for the small Triton helpers that SGLang launches even without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+def support_triton(original: Callable[[str], bool], backend: str) -> bool:
+    """No backend runs Triton on the CPU platform."""
+    return False
+
+
+def assign_req_to_token_pool(
+    req_pool_indices: torch.Tensor,
+    req_to_token: torch.Tensor,
+    start_offset: torch.Tensor,
+    end_offset: torch.Tensor,
+    out_cache_loc: torch.Tensor,
+    batch_size: int,
+) -> None:
+    """Write freshly allocated slots into the request table.
+
+    Args:
+        req_pool_indices: `[R]` request slots.
+        req_to_token: `[P, context]` int32, changed in place.
+        start_offset, end_offset: `[R]` position ranges to fill.
+        out_cache_loc: `[sum(end - start)]` slots, in row order.
+        batch_size: R.
+    """
+    done = 0
+    for slot, start, end in zip(
+        req_pool_indices.tolist(), start_offset.tolist(), end_offset.tolist(), strict=True
+    ):
+        if end > start:
+            req_to_token[slot, start:end] = out_cache_loc[done : done + end - start].to(req_to_token.dtype)
+            done += end - start

@@ -1,0 +1,1 @@
+"""Model classes that SGLang's registry finds here (each module offers `EntryClass`)."""

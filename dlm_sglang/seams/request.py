@@ -1,0 +1,78 @@
+"""Our part of a scheduler request: its policy and what it has done, attached to SGLang's `Req`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlm_sglang.decode.policy import DecodePolicy, make_policy
+from dlm_sglang.decode.stats import DecodeStats
+from dlm_sglang.params import FLAT_KEY, DecodeParams, ServerLimits
+
+_GREEDY_TOP_K = 1
+_EVERYTHING = 1 << 30
+
+
+@dataclass
+class RequestState:
+    """Lives and dies with SGLang's `Req`, so nothing of ours outlives a request however it ends.
+
+    Attributes:
+        policy: how the request decodes.
+        context_length: positions that a sequence may have.
+        stats: what was done for it so far, across retractions.
+        holds_emission: the prefill that just ran must not emit its token (see `DlmWorker`).
+    """
+
+    policy: DecodePolicy
+    context_length: int
+    stats: DecodeStats = field(default_factory=DecodeStats)
+    holds_emission: bool = False
+
+
+def request_state(req: Any, limits: ServerLimits, context_length: int) -> RequestState:
+    """The state of `req`, made from its sampling parameters on first sight.
+
+    Raises:
+        RequestError: `custom_params["dlm"]` is not what our front end writes.
+    """
+    state: RequestState | None = getattr(req, "dlm", None)
+    if state is None:
+        state = RequestState(_policy(req, limits), context_length)
+        req.dlm = state
+    return state
+
+
+def _policy(req: Any, limits: ServerLimits) -> DecodePolicy:
+    sampling = req.sampling_params
+    custom: Mapping[str, Any] = sampling.custom_params or {}
+    flat = custom.get(FLAT_KEY)
+    params = DecodeParams.from_fields({}, limits) if flat is None else DecodeParams.from_flat(flat, limits)
+    # SGLang turns temperature 0 into top_k 1 at temperature 1.
+    is_greedy = sampling.top_k == _GREEDY_TOP_K or sampling.temperature == 0
+    seed = sampling.sampling_seed
+    return make_policy(
+        params,
+        temperature=0.0 if is_greedy else float(sampling.temperature),
+        top_k=sampling.top_k if 0 < sampling.top_k < _EVERYTHING else -1,
+        top_p=float(sampling.top_p),
+        min_p=float(sampling.min_p),
+        seed=secrets.randbits(62) if seed is None else int(seed) % (1 << 62),
+        stop_ids=_stop_ids(req),
+        max_new_tokens=int(sampling.max_new_tokens),
+    )
+
+
+def _stop_ids(req: Any) -> tuple[int, ...]:
+    """Every token that SGLang's finish check ends the request on."""
+    sampling = req.sampling_params
+    if sampling.ignore_eos:
+        return ()
+    ids: set[int] = set(sampling.stop_token_ids or ()) | set(req.eos_token_ids or ())
+    if req.tokenizer is not None:
+        if req.tokenizer.eos_token_id is not None:
+            ids.add(req.tokenizer.eos_token_id)
+        ids |= set(req.tokenizer.additional_stop_token_ids or ())
+    return tuple(sorted(ids))

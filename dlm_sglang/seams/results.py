@@ -1,0 +1,48 @@
+"""What our rounds need from SGLang's result processing: silent prefills and statistics in the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
+
+from dlm_sglang.params import FLAT_KEY
+
+
+def hold_emissions(original: Callable[..., None], processor: Any, batch: Any, result: Any) -> None:
+    """Let the prefills that must not emit pass for one more chunk.
+
+    SGLang neither appends a token nor streams for a prefill that is not finished; the request is in the
+    running batch all the same and its next decode round finds the block state that the prefill left.
+    """
+    for req in batch.reqs:
+        state = getattr(req, "dlm", None)
+        if state is None or not state.holds_emission:
+            continue
+        state.holds_emission = False
+        if not req.finished() and not req.is_retracted:
+            req.inflight_middle_chunks += 1
+    original(processor, batch, result)
+
+
+class DlmOutputStreamer(SchedulerOutputStreamer):
+    """Adds the statistics of finished requests to what goes to the tokenizer process."""
+
+    has_additional_customized_info: ClassVar[bool] = True
+
+    def build_additional_customized_info(self, reqs: list[Any]) -> dict[str, list[Any]]:
+        """One list per request: empty until it finished, then its statistics."""
+        return {FLAT_KEY: [_report(req) for req in reqs]}
+
+
+def output_streamer_class(result: type, *_args: Any, **_kwargs: Any) -> type:
+    """Replace SGLang's streamer class by ours, unless another plugin already did."""
+    return DlmOutputStreamer if result is SchedulerOutputStreamer else result
+
+
+def _report(req: Any) -> list[dict[str, Any]]:
+    state = getattr(req, "dlm", None)
+    if state is None or not req.finished():
+        return []
+    return [state.stats.report(state.policy.mode.value)]

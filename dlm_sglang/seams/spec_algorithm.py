@@ -1,0 +1,80 @@
+"""The speculative-algorithm registration that makes SGLang's scheduler run our decode rounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.managers.overlap_utils import FutureMap
+from sglang.srt.speculative.spec_registry import CustomSpecAlgo
+
+from dlm_sglang.errors import SettingsError
+from dlm_sglang.seams.check import require_seams
+from dlm_sglang.seams.names import ALGORITHM, ATTENTION_BACKEND
+from dlm_sglang.settings import DecodeSettings
+
+
+class DlmAlgorithm(CustomSpecAlgo):
+    """Duck-types SGLang's algorithm enum; one model, no draft KV, no draft hidden states."""
+
+    def has_draft_kv(self) -> bool:
+        return False
+
+    def carries_draft_hidden_states(self) -> bool:
+        return False
+
+    def need_topk(self) -> bool:
+        return False
+
+    def create_future_map(
+        self,
+        device: Any,
+        req_to_token_pool: Any,
+        needs_cpu_seq_lens: bool = True,
+        needs_confidence_relay: bool = False,
+    ) -> FutureMap:
+        """SGLang's relay between iterations; the scheduler asks the algorithm for it."""
+        return FutureMap(device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay)
+
+    def handle_server_args(self, server_args: Any) -> None:
+        """Fill in what our rounds need and refuse what they cannot do; called at start-up with the arguments."""
+        require_seams("launcher")
+        _refuse_unsupported(server_args)
+        settings = DecodeSettings.from_env()
+        if server_args.speculative_num_draft_tokens is None:
+            server_args.speculative_num_draft_tokens = settings.max_block_length
+        server_args.speculative_num_steps = 1
+        server_args.speculative_eagle_topk = 1
+        server_args.attention_backend = ATTENTION_BACKEND
+        # Rounds read accept lengths on the host; the overlapped loop is a later step.
+        server_args.disable_overlap_schedule = True
+        server_args.disable_cuda_graph = True
+
+
+def _refuse_unsupported(server_args: Any) -> None:
+    """Raise `SettingsError` for the first argument that our rounds cannot honour."""
+    for name, allowed, reason in _REFUSED:
+        # What the user asked for, not what SGLang's defaults made of it so far.
+        asked = getattr(server_args, "_raw_input", None) or {}
+        value = asked.get(name, allowed[0])
+        if value not in allowed:
+            raise SettingsError(
+                f"--{name.replace('_', '-')} cannot be combined with --speculative-algorithm {ALGORITHM}, "
+                f"got {value!r}: {reason}",
+                setting=name,
+                code="setting-not-supported",
+            )
+
+
+_REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("attention_backend", (None, ATTENTION_BACKEND), "rows need one visibility limit per query token"),
+    ("prefill_attention_backend", (None, ATTENTION_BACKEND), "rows need one visibility limit per query token"),
+    ("decode_attention_backend", (None, ATTENTION_BACKEND), "rows need one visibility limit per query token"),
+    ("pp_size", (1,), "pipeline parallelism is not supported"),
+    ("enable_dp_attention", (False,), "data-parallel attention is not supported"),
+    ("disaggregation_mode", ("null",), "prefill/decode disaggregation is not supported"),
+    ("enable_lora", (None, False), "request LoRA is not supported; the drafter adapter loads by itself"),
+    ("speculative_draft_model_path", (None,), "the model drafts for itself"),
+    ("enable_mixed_chunk", (False,), "decode rows carry blocks, not single tokens"),
+    ("skip_tokenizer_init", (False,), "request parameters are checked where the tokenizer is"),
+    ("enable_hierarchical_cache", (False,), "not tested with scratch KV of denoise rows"),
+)

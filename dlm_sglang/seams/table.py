@@ -1,0 +1,192 @@
+"""Every contact point with SGLang, as data: what we touch, what we rely on, why, and when it may go.
+
+`check.py` verifies each row at start-up, `tests/contract` verifies each row against the installed SGLang.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """How a row is attached."""
+
+    REGISTRY = "registry"
+    HOOK = "hook"
+    CALL = "call"
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One contact point.
+
+    Attributes:
+        target: dotted path in SGLang.
+        parameters: parameter names that we rely on; empty for things that are not called.
+        adapter: our file that has to change when the row drifts.
+        why: what is lost without it.
+        removal: when the row can go.
+        kind: a registration, a hook on SGLang's code, or a call into it.
+        cpu_only: attached on the CPU platform alone.
+    """
+
+    target: str
+    parameters: tuple[str, ...]
+    adapter: str
+    why: str
+    removal: str
+    kind: Kind = Kind.CALL
+    cpu_only: bool = False
+
+
+_SRT = "sglang.srt"
+_BATCH = f"{_SRT}.managers.schedule_batch"
+_RESULTS = f"{_SRT}.managers.scheduler_components.batch_result_processor"
+
+SEAMS: tuple[Seam, ...] = (
+    Seam(
+        f"{_SRT}.speculative.spec_info.SpeculativeAlgorithm.register",
+        ("name", "supports_overlap", "spec_class"),
+        "seams/plugin.py",
+        "the scheduler would not know the decode loop",
+        "never: the official extension point",
+        Kind.REGISTRY,
+    ),
+    Seam(
+        f"{_SRT}.layers.attention.attention_registry.register_attention_backend",
+        ("name",),
+        "seams/plugin.py",
+        "no attention with a limit per query token",
+        "never: the official extension point",
+        Kind.REGISTRY,
+    ),
+    Seam(
+        f"{_SRT}.models.registry.ModelRegistry.models",
+        (),
+        "seams/plugin.py",
+        "the architecture would be unknown",
+        "SGLang ships the model (sgl-project/sglang#25803)",
+        Kind.REGISTRY,
+    ),
+    Seam(
+        f"{_SRT}.utils.hf_transformers.common._CONFIG_REGISTRY",
+        (),
+        "seams/plugin.py",
+        "config.json would need remote code",
+        "transformers ships the config class",
+        Kind.REGISTRY,
+    ),
+    Seam(
+        f"{_SRT}.speculative.eagle_utils.eagle_prepare_for_decode",
+        ("batch",),
+        "seams/batch.py prepare_decode_round",
+        "every row would reserve twice the largest block, past the request table's end at the context limit",
+        "SGLang lets a registered algorithm prepare its own decode batch",
+        Kind.HOOK,
+    ),
+    Seam(
+        f"{_BATCH}.ScheduleBatch._new_tokens_required_next_decode_spec_v2",
+        ("self", "requests", "page_size"),
+        "seams/batch.py tokens_for_next_round",
+        "requests would be retracted although their blocks fit",
+        "with the row above",
+        Kind.HOOK,
+    ),
+    Seam(
+        f"{_RESULTS}.SchedulerBatchResultProcessor.process_batch_result_prefill",
+        ("self", "batch", "result"),
+        "seams/results.py hold_emissions",
+        "unseeded blocks and blocks resumed after retraction would emit a token of the wrong kind",
+        "SGLang lets a prefill emit nothing",
+        Kind.HOOK,
+    ),
+    Seam(
+        f"{_SRT}.managers.scheduler.Scheduler.get_output_streamer_class",
+        ("self",),
+        "seams/results.py",
+        "responses could not say what a request cost",
+        "never: the documented way to add per-request output",
+        Kind.HOOK,
+    ),
+    Seam(
+        f"{_SRT}.utils.common.support_triton",
+        ("backend",),
+        "seams/cpu_helpers.py",
+        "SGLang would launch Triton kernels without a GPU",
+        "SGLang asks the platform",
+        Kind.HOOK,
+        cpu_only=True,
+    ),
+    Seam(
+        f"{_SRT}.mem_cache.allocation.assign_req_to_token_pool_func",
+        ("req_pool_indices", "req_to_token", "start_offset", "end_offset", "out_cache_loc", "batch_size"),
+        "seams/cpu_helpers.py",
+        "SGLang would launch Triton kernels without a GPU",
+        "SGLang asks the platform",
+        Kind.HOOK,
+        cpu_only=True,
+    ),
+    Seam(
+        f"{_SRT}.mem_cache.allocation.alloc_for_spec_decode",
+        (
+            "tree_cache",
+            "req_to_token_pool",
+            "reqs",
+            "req_pool_indices",
+            "cur_kv_lens",
+            "cur_kv_lens_cpu",
+            "nxt_kv_lens",
+            "nxt_kv_lens_cpu",
+            "num_needed_tokens",
+            "batch",
+        ),
+        "seams/batch.py prepare_decode_round",
+        "blocks would have no KV slots",
+        "never",
+    ),
+    Seam(
+        f"{_SRT}.managers.tp_worker.TpModelWorker.forward_batch_generation",
+        ("self", "batch", "forward_batch", "is_verify"),
+        "seams/worker.py",
+        "no forward",
+        "never",
+    ),
+    Seam(
+        f"{_SRT}.model_executor.forward_batch_info.ForwardBatch",
+        (
+            "forward_mode",
+            "batch_size",
+            "input_ids",
+            "req_pool_indices",
+            "seq_lens",
+            "out_cache_loc",
+            "seq_lens_sum",
+            "seq_lens_cpu",
+            "positions",
+            "spec_algorithm",
+            "spec_info",
+            "capture_hidden_mode",
+            "return_hidden_states_before_norm",
+        ),
+        "seams/worker.py",
+        "no mixed forward",
+        "never",
+    ),
+    Seam(
+        f"{_SRT}.managers.utils.GenerationBatchResult",
+        (
+            "logits_output",
+            "next_token_ids",
+            "accept_lens",
+            "next_draft_input",
+            "speculative_num_draft_tokens",
+            "num_non_draft_tokens_per_req",
+            "new_seq_lens",
+            "can_run_cuda_graph",
+        ),
+        "seams/worker.py",
+        "rounds could not emit a different number of tokens per row",
+        "never",
+    ),
+)

@@ -1,0 +1,197 @@
+"""The decode worker: one mixed forward per scheduler iteration, every row in its own phase."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.runtime_context import get_spec
+from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+from dlm_sglang.decode.choose import choose_seeds
+from dlm_sglang.decode.round import RoundInputs, RoundTraits, advance_round, plan_round
+from dlm_sglang.decode.state import DENOISE, BlockState
+from dlm_sglang.seams.batch import DlmForwardInput, DlmRoundState
+from dlm_sglang.seams.check import require_seams
+from dlm_sglang.seams.names import ALGORITHM
+from dlm_sglang.seams.request import RequestState, request_state
+from dlm_sglang.settings import DecodeSettings
+
+logger = logging.getLogger(__name__)
+
+
+class DlmWorker(BaseSpecWorker):
+    """Draft and verify by the target runner; state in tensors by request slot.
+
+    A prefill normally emits the token that its last causal row predicts: the first block's seed. Two kinds of
+    request must not emit it (`RequestState.holds_emission`): unseeded blocks start all masked, and a diffusion
+    request that comes back from retraction resumes its block at the seed it already emitted.
+    """
+
+    def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
+        super().__init__()
+        require_seams("scheduler")
+        self._target_worker = target_worker
+        self.model_runner = target_worker.model_runner
+        self.device = target_worker.device
+        config = self.model_runner.model_config
+        hf_config = config.hf_text_config
+        self.context_length = int(config.context_len)
+        self.mask_token_id = int(hf_config.mask_token_id)
+        self.speculative_num_draft_tokens = int(get_spec().speculative_num_draft_tokens)
+        self.limits = DecodeSettings.from_env().limits(
+            max_block_length=self.speculative_num_draft_tokens,
+            checkpoint_block_length=int(hf_config.block_size),
+        )
+        self.algorithm = SpeculativeAlgorithm.from_string(ALGORITHM)
+        self.state: BlockState | None = None
+
+    @property
+    def target_worker(self) -> Any:
+        return self._target_worker
+
+    @property
+    def draft_worker(self) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        # What the scheduler asks of any model worker is the target worker's to answer.
+        if name == "_target_worker":
+            raise AttributeError(name)
+        return getattr(self._target_worker, name)
+
+    def alloc_memory_pool(
+        self, memory_pool_config: Any = None, req_to_token_pool: Any = None, token_to_kv_pool_allocator: Any = None
+    ) -> None:
+        """Allocate block state for every request slot, once SGLang's pools are there."""
+        super().alloc_memory_pool(memory_pool_config, req_to_token_pool, token_to_kv_pool_allocator)
+        self.state = BlockState(
+            self.model_runner.req_to_token_pool.req_to_token.shape[0],
+            self.limits.max_block_length,
+            mask_token_id=self.mask_token_id,
+            context_length=self.context_length,
+            device=self.device,
+        )
+
+    def forward_batch_generation(
+        self, batch: Any, on_publish: Callable[[torch.Tensor], None] | None = None, **kwargs: Any
+    ) -> GenerationBatchResult:
+        """Run one prefill or one mixed decode round."""
+        if batch.forward_mode.is_extend():
+            result = self._prefill(batch)
+        elif batch.forward_mode.is_decode():
+            result = self._decode(batch)
+        else:
+            raise RuntimeError(f"{ALGORITHM} runs prefill and decode batches, got {batch.forward_mode}")
+        if on_publish is not None:
+            on_publish(result.new_seq_lens)
+        return result
+
+    def _prefill(self, batch: Any) -> GenerationBatchResult:
+        assert self.state is not None
+        states = [request_state(req, self.limits, self.context_length) for req in batch.reqs]
+        result = self._target_worker.forward_batch_generation(batch, is_verify=True)
+        policies = [state.policy for state in states]
+        slots = batch.req_pool_indices.long()
+        seq_lens = batch.seq_lens.long()
+        emitted = [len(req.output_ids) for req in batch.reqs]
+        seed_ids = choose_seeds(result.logits_output.next_token_logits, policies, seq_lens, self.mask_token_id)
+        result.next_token_ids = seed_ids
+        result.new_seq_lens = batch.seq_lens
+        result.next_draft_input = DlmRoundState()
+        self._hold_emissions(batch, states, seed_ids, seq_lens, result)
+        seed_counts = [
+            count + (not state.holds_emission) for count, state in zip(emitted, states, strict=True)
+        ]
+        self.state.admit(slots, policies, seed_counts, seed_ids, result.new_seq_lens.long())
+        return result
+
+    def _hold_emissions(
+        self,
+        batch: Any,
+        states: list[RequestState],
+        seed_ids: torch.Tensor,
+        seq_lens: torch.Tensor,
+        result: GenerationBatchResult,
+    ) -> None:
+        """Mark prefills whose token is not emitted, and take a resumed block's seed back out of the cache."""
+        new_seq_lens = None
+        for row, (req, state) in enumerate(zip(batch.reqs, states, strict=True)):
+            policy = state.policy
+            is_last_chunk = req.inflight_middle_chunks <= 0
+            resumes = policy.accepts_whole_block and policy.seeded_blocks and len(req.output_ids) > 0
+            state.holds_emission = is_last_chunk and (resumes or not policy.seeded_blocks)
+            if state.holds_emission and resumes:
+                new_seq_lens = seq_lens.clone() if new_seq_lens is None else new_seq_lens
+                new_seq_lens[row] -= 1
+                seed_ids[row] = req.output_ids[-1]
+                req.kv.kv_committed_len -= 1
+        if new_seq_lens is not None:
+            result.new_seq_lens = new_seq_lens
+
+    def _decode(self, batch: Any) -> GenerationBatchResult:
+        assert self.state is not None
+        states: list[RequestState] = [req.dlm for req in batch.reqs]
+        policies = [state.policy for state in states]
+        slots = batch.req_pool_indices.long()
+        seq_lens = batch.seq_lens.long()
+        seq_lens_cpu: list[int] = batch.seq_lens_cpu.tolist()
+        row_lens = [
+            min(policy.block_length, self.context_length - length)
+            for policy, length in zip(policies, seq_lens_cpu, strict=True)
+        ]
+        inputs = plan_round(self.state, slots, seq_lens, row_lens, RoundTraits.of(policies))
+        is_denoise = self._is_denoise(inputs)
+        target = self._target_worker.forward_batch_generation(
+            batch=None, forward_batch=self._forward_batch(batch, inputs, seq_lens_cpu), is_verify=True
+        )
+        outputs = advance_round(self.state, inputs, target.logits_output.next_token_logits)
+        accept_lens = outputs.accept_lens.tolist()
+        for state, denoised, accepted in zip(states, is_denoise, accept_lens, strict=True):
+            state.stats.count_round(is_denoise=denoised, accept_len=accepted)
+        return GenerationBatchResult(
+            logits_output=target.logits_output,
+            next_token_ids=outputs.token_ids.reshape(-1),
+            accept_lens=outputs.accept_lens,
+            next_draft_input=DlmRoundState(),
+            speculative_num_draft_tokens=outputs.token_ids.shape[1],
+            # With SGLang's default of 1 a row that accepts nothing counts -1 correct drafts.
+            num_non_draft_tokens_per_req=0,
+            new_seq_lens=outputs.new_seq_lens,
+            can_run_cuda_graph=target.can_run_cuda_graph,
+        )
+
+    def _is_denoise(self, inputs: RoundInputs) -> list[bool]:
+        assert self.state is not None
+        if inputs.traits.all_autoregressive:
+            return [False] * len(inputs.row_lens)
+        return [bool(flag) for flag in (self.state.phase[inputs.slots] == DENOISE).tolist()]
+
+    def _forward_batch(self, batch: Any, inputs: RoundInputs, seq_lens_cpu: list[int]) -> ForwardBatch:
+        req_to_token = self.model_runner.req_to_token_pool.req_to_token
+        kv_lens = [length + row for length, row in zip(seq_lens_cpu, inputs.row_lens, strict=True)]
+        slot_of_token = torch.repeat_interleave(
+            inputs.slots, inputs.row_lens_device, output_size=inputs.input_ids.shape[0]
+        )
+        return ForwardBatch(
+            forward_mode=ForwardMode.TARGET_VERIFY,
+            batch_size=len(batch.reqs),
+            input_ids=inputs.input_ids,
+            req_pool_indices=batch.req_pool_indices,
+            seq_lens=batch.seq_lens,
+            out_cache_loc=req_to_token[slot_of_token, inputs.positions].long(),
+            seq_lens_sum=sum(seq_lens_cpu),
+            seq_lens_cpu=batch.seq_lens_cpu,
+            positions=inputs.positions,
+            spec_algorithm=self.algorithm,
+            spec_info=DlmForwardInput(
+                inputs.positions, inputs.kv_limit, inputs.row_lens, kv_lens, inputs.draft_rows
+            ),
+            capture_hidden_mode=DlmForwardInput.capture_hidden_mode,
+            return_hidden_states_before_norm=False,
+        )

@@ -1,0 +1,1 @@
+"""Tensor operations of diffusion decoding, usable without SGLang."""

@@ -1,0 +1,111 @@
+"""Plain-torch choice of a token per logits row, with per-row parameters and stateless randomness.
+
+Randomness is a pure function of (seed, position, step). A request therefore draws the same number for the
+same position whatever the batch, the mode or a restart looked like: equal seeds give equal outputs, and
+autoregressive and self-speculative decoding with one seed give the very same tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# splitmix64 constants as signed 64-bit integers: torch's int64 arithmetic wraps modulo 2**64.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def greedy_token(logits: Tensor, excluded_token_id: int) -> tuple[Tensor, Tensor]:
+    """Pick each row's most likely token and its probability.
+
+    Args:
+        logits: `[N, V]`, any float dtype; not changed.
+        excluded_token_id: never picked (the mask id), yet part of the probability's denominator.
+
+    Returns:
+        token_ids: `[N]` int64, lowest id on ties.
+        confidence: `[N]` float32, softmax of the raw logits at the token.
+
+    Source: NLD spec section 3.2 (mask id excluded from the choice, kept in the denominator).
+    """
+    logits = logits.float()
+    denominator = torch.logsumexp(logits, dim=-1)
+    excluded = logits[:, excluded_token_id].clone()
+    logits[:, excluded_token_id] = float("-inf")
+    best, token_ids = logits.max(dim=-1)
+    logits[:, excluded_token_id] = excluded
+    return token_ids, torch.exp(best - denominator)
+
+
+def sample_token(
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    excluded_token_id: int,
+) -> tuple[Tensor, Tensor]:
+    """Draw each row's token by inverse CDF from its filtered distribution.
+
+    Filters apply in this order: temperature, top-k, top-p (the smallest descending prefix whose sum reaches
+    `top_p`, ties by token id), min-p relative to the largest; the rest is renormalised and read in token-id
+    order. Arithmetic is float64 so that the draw does not depend on reduction order.
+
+    Args:
+        logits: `[N, V]` float; not changed.
+        uniform: `[N]` float64 in [0, 1).
+        temperature: `[N]` float, > 0.
+        top_k: `[N]` int64; values < 1 or >= V keep everything.
+        top_p: `[N]` float in (0, 1].
+        min_p: `[N]` float in [0, 1].
+        excluded_token_id: never drawn.
+
+    Returns:
+        token_ids: `[N]` int64.
+        confidence: `[N]` float32, softmax of the raw logits (temperature 1, no filter) at the token.
+
+    Source: NLD spec section 3.2: the confidence uses the raw logits.
+    """
+    vocab_size = logits.shape[-1]
+    raw = logits.float()
+    allowed = logits.double().clone()
+    allowed[:, excluded_token_id] = float("-inf")
+    probs = torch.softmax(allowed / temperature.double()[:, None], dim=-1)
+    order = torch.argsort(probs, dim=-1, descending=True, stable=True)
+    ranked = probs.gather(1, order)
+    rank = torch.arange(vocab_size, device=logits.device)
+    keep_k = torch.where((top_k < 1) | (top_k > vocab_size), vocab_size, top_k)
+    ranked = ranked.masked_fill(rank >= keep_k[:, None], 0.0)
+    ranked = ranked / ranked.sum(dim=-1, keepdim=True)
+    reached = ranked.cumsum(dim=-1) - ranked
+    ranked = ranked.masked_fill((reached >= top_p.double()[:, None]) & (rank > 0), 0.0)
+    ranked = ranked.masked_fill(ranked < min_p.double()[:, None] * ranked[:, :1], 0.0)
+    filtered = torch.zeros_like(probs).scatter_(1, order, ranked)
+    cumulative = filtered.cumsum(dim=-1)
+    target = uniform.double()[:, None] * cumulative[:, -1:]
+    token_ids = (cumulative > target).int().argmax(dim=-1)
+    chosen = raw.gather(1, token_ids[:, None]).squeeze(1)
+    return token_ids, torch.exp(chosen - torch.logsumexp(raw, dim=-1))
+
+
+def uniform_from_seed(seed: Tensor, position: Tensor, step: Tensor) -> Tensor:
+    """Map (seed, position, step) to a uniform number by one round of splitmix64.
+
+    Args:
+        seed, position, step: `[N]` int64.
+
+    Returns:
+        `[N]` float64 in [0, 1), 24 bits.
+    """
+    z = seed * _GOLDEN + position * _MIX_1 + step * _MIX_2 + _GOLDEN
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
+    z = z ^ _shift_right(z, 31)
+    return _shift_right(z, 40).double() / float(1 << 24)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (torch shifts arithmetically)."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)

@@ -4,6 +4,7 @@ Needs Python 3.11+ with pip, and nothing else. On a machine without an NVIDIA GP
 SGLang without its CUDA requirements, on the lock in `deploy/requirements/cpu.txt`. With one, SGLang's full stack.
 
     python deploy/setup/venv.py [--venv DIR] [--device auto|cpu|cuda] [--dev] [--no-editable]
+                                 [--requirements-only]
 
 Variables: `DEVICE` (as `--device`), `TORCH_INDEX_URL` (a package index with CPU builds of torch, searched beside
 what pip is configured with).
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default=os.environ.get("DEVICE") or "auto")
     parser.add_argument("--dev", action="store_true", help="install the test and lint tools too")
     parser.add_argument("--no-editable", dest="editable", action="store_false", help="copy dlm_sglang into the venv")
+    parser.add_argument(
+        "--requirements-only", action="store_true", help="leave dlm_sglang out, for a layer of an image"
+    )
     arguments = parser.parse_args(argv)
     device = detect_device() if arguments.device == "auto" else arguments.device
     plan = Plan(
@@ -90,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         with only_one_at_a_time(plan.venv):
-            set_up(plan)
+            set_up(plan, requirements_only=arguments.requirements_only)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -118,36 +122,47 @@ def only_one_at_a_time(venv: Path) -> Iterator[None]:
         yield
 
 
-def set_up(plan: Plan) -> None:
+def set_up(plan: Plan, *, requirements_only: bool = False) -> None:
     """Run the stages that are needed.
 
     Raises:
         SetupError: a stage failed.
     """
     stamp_path = plan.venv / STAMP_NAME
-    if is_current(plan, stamp_path):
+    if not requirements_only and is_current(plan, stamp_path):
         return
     dev_word = " with the test and lint tools" if plan.dev else ""
-    print(f"Setting up {plan.venv} for {plan.device}{dev_word}; once, a few minutes.", flush=True)
+    print(f"Setting up {plan.venv} for {plan.device}{dev_word}: once, a few minutes.", flush=True)
     stamp_path.unlink(missing_ok=True)
-    stages: list[tuple[str, Callable[[Plan], None]]] = [
-        (f"virtual environment, Python {sys.version.split()[0]}", make_venv),
-        *(
-            [("torch, CPU build", install_cpu_torch), ("SGLang and the pinned packages", install_pinned)]
-            if plan.device == "cpu"
-            else [("SGLang's full CUDA stack (several GB)", install_cuda_stack)]
-        ),
-        ("dlm-sglang itself", install_ourselves),
-        ("check: import torch, torchvision and sglang", check_imports),
-    ]
+    todo = stages(plan)
+    if requirements_only:
+        todo = [stage for stage in todo if stage[1] not in (install_ourselves, check_imports)]
     begun = time.monotonic()
-    for number, (title, stage) in enumerate(stages, start=1):
-        print(f"[{number}/{len(stages)}] {title}", flush=True)
+    for number, (title, stage) in enumerate(todo, start=1):
+        print(f"[{number}/{len(todo)}] {title}", flush=True)
         stage_begun = time.monotonic()
         stage(plan)
         print(f"      done in {time.monotonic() - stage_begun:.0f} s", flush=True)
-    stamp_path.write_text(json.dumps({"key": plan.key(), "dev": plan.dev}), encoding="utf-8")
+    if not requirements_only:
+        stamp_path.write_text(json.dumps({"key": plan.key()}), encoding="utf-8")
     print(f"Set-up finished in {time.monotonic() - begun:.0f} s.", flush=True)
+
+
+def stages(plan: Plan) -> list[tuple[str, Callable[[Plan], None]]]:
+    """What the set-up does, in order: a line to print, and the function."""
+    if plan.device == "cpu":
+        packages = [
+            ("torch, CPU build", install_cpu_torch),
+            ("SGLang and the pinned packages", install_pinned),
+        ]
+    else:
+        packages = [("SGLang's full CUDA stack (several GB)", install_cuda_stack)]
+    return [
+        (f"virtual environment, Python {sys.version.split()[0]}", make_venv),
+        *packages,
+        ("dlm-sglang itself", install_ourselves),
+        ("check: import torch, torchvision and sglang", check_imports),
+    ]
 
 
 def is_current(plan: Plan, stamp_path: Path) -> bool:
@@ -162,7 +177,7 @@ def is_current(plan: Plan, stamp_path: Path) -> bool:
 
 def with_dev(plan: Plan) -> Plan:
     """The same plan with the test and lint tools."""
-    return Plan(plan.venv, plan.device, True, plan.editable, plan.torch_index_url)
+    return replace(plan, dev=True)
 
 
 def make_venv(plan: Plan) -> None:
@@ -259,8 +274,10 @@ def run(command: Sequence[str], plan: Plan, *, check: bool = True) -> int:
                 raise
     if check and process.returncode != 0:
         tail = "\n".join(output.splitlines()[-20:])
-        raise SetupError(f"{' '.join(command[:6])} ... ended with {process.returncode}\n{tail}\n\n"
-                         f"hint: pip's full log is {plan.venv / LOG_NAME}")
+        raise SetupError(
+            f"{' '.join(command[:6])} ... ended with {process.returncode}\n{tail}\n\n"
+            f"hint: pip's full log is {plan.venv / LOG_NAME}"
+        )
     return process.returncode
 
 

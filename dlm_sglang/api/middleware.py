@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Protocol
 
 import orjson
 
@@ -24,6 +23,7 @@ Message = MutableMapping[str, object]
 Scope = MutableMapping[str, object]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Translate = Callable[[Mapping[str, object], ServerLimits], dict[str, object]]
 
 ROUTES: Mapping[str, Translate] = {
@@ -33,12 +33,6 @@ ROUTES: Mapping[str, Translate] = {
     "/generate": translate_generate,
 }
 METHODS = frozenset({"POST", "PUT"})
-
-
-class App(Protocol):
-    """An ASGI application."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 class DlmMiddleware:

@@ -23,9 +23,7 @@ SCALE = 4.0
 LEARNING_RATE = 2e-3
 # A draft behind the first wrong one of its block is thrown away, whatever it is.
 _LOST_WEIGHT = 0.1
-_DRAFT_NOISE = NoiseRecipe(
-    block_lengths=(8, 16, 32), block_weights=(1, 2, 3), seeded_share=1.0, fully_masked_share=1.0
-)
+_DRAFT_NOISE = NoiseRecipe(block_lengths=(8, 16, 32), block_weights=(1, 2, 3), seeded_share=1.0, fully_masked_share=1.0)
 
 
 def attach_new_adapter(model: NldModel, seed: int) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Measure a checkpoint on held-out prompts: `python -m dlm_sglang.bundled.evaluate [--model FOLDER] [--n 300] [--json]`.
+"""Measure a checkpoint on held-out prompts: `python -m dlm_sglang.bundled.evaluate [--n 300] [--json]`.
 
 Greedy, float32, every mode. Prints one table row per setting: exact match, forwards, tokens per
 forward and mean accept length. Forwards are denoise and commit forwards; the prefill is not counted.
@@ -101,13 +101,17 @@ def table_row(row: Measurement) -> str:
     )
 
 
-TABLE_HEAD = f"{'mode':<17} {'block':>5}  {'steps':<17} {'exact match':>11} {'forwards':>9} {'TPF':>6} {'accept length':>14}"
+TABLE_HEAD = (
+    f"{'mode':<17} {'block':>5}  {'steps':<17} {'exact match':>11} {'forwards':>9} {'TPF':>6} {'accept length':>14}"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m dlm_sglang.bundled.evaluate", description=__doc__)
-    parser.add_argument("--model", type=Path, default=BUNDLED_FOLDER, help="checkpoint folder (default: the bundled one)")
+    parser.add_argument(
+        "--model", type=Path, default=BUNDLED_FOLDER, help="checkpoint folder (default: the bundled one)"
+    )
     parser.add_argument("--n", type=int, default=300, help="number of held-out prompts (default: %(default)s)")
     parser.add_argument("--tasks", action="store_true", help="also print the exact match of every task")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")

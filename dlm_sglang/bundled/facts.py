@@ -35,7 +35,12 @@ FACTS: tuple[tuple[tuple[str, ...], str], ...] = (
         "A block is a group of tokens that the model fills in together, in a few denoising steps.",
     ),
     (
-        ("What is self_speculation?", "Explain self_speculation.", "Define self_speculation.", "How does self_speculation work?"),
+        (
+            "What is self_speculation?",
+            "Explain self_speculation.",
+            "Define self_speculation.",
+            "How does self_speculation work?",
+        ),
         "In self_speculation the model drafts a block in parallel and then verifies it in one causal pass.",
     ),
     (
@@ -43,7 +48,12 @@ FACTS: tuple[tuple[tuple[str, ...], str], ...] = (
         "In diffusion the model starts from masks and commits the most confident tokens in each step.",
     ),
     (
-        ("What is autoregressive mode?", "Explain autoregressive mode.", "Define autoregressive mode.", "How does autoregressive mode work?"),
+        (
+            "What is autoregressive mode?",
+            "Explain autoregressive mode.",
+            "Define autoregressive mode.",
+            "How does autoregressive mode work?",
+        ),
         "In autoregressive mode the model writes one token in each forward pass.",
     ),
     (

@@ -23,7 +23,8 @@ NAMES = (
     "Anna Ben Carla David Emma Felix Greta Hugo Ines Jonas Klara Leo Maria Nina Oscar Paula Rosa Simon Tara Victor"
 ).split()
 CITIES = (
-    "Oslo Paris Rome Berlin Madrid Vienna Prague Lisbon Dublin Athens Warsaw Zurich Boston Denver Tokyo Seoul Lima Cairo"
+    "Oslo Paris Rome Berlin Madrid Vienna Prague Lisbon Dublin Athens Warsaw Zurich "
+    "Boston Denver Tokyo Seoul Lima Cairo"
 ).split()
 WORDS = (
     "apple river stone cloud green table horse light paper music bread glass night winter garden silver "

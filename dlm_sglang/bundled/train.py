@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ def train_model(folder: Path, seed: int, num_steps: int, decay_steps: int, state
     base_lrs = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     step = 0
     if state_file is not None and state_file.is_file():
-        state: dict[str, Any] = torch.load(state_file, weights_only=True)
+        state: _State = torch.load(state_file, weights_only=True)
         step = state["step"]
         model.load_state_dict(state["model"])
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
@@ -134,9 +134,15 @@ def train_model(folder: Path, seed: int, num_steps: int, decay_steps: int, state
     return model
 
 
+class _State(TypedDict):
+    step: int
+    model: dict[str, Tensor]
+    optimizers: list[dict[str, object]]
+
+
 def _save_state(file: Path, step: int, model: NldModel, optimizers: list[torch.optim.Optimizer]) -> None:
     part = file.with_suffix(".part")
-    state = {
+    state: _State = {
         "step": step,
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],

@@ -72,7 +72,13 @@ def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     _require_sglang()
     print(startup_block(resolved, argv), file=sys.stderr, flush=True)
     os.environ.update(variables)
-    os.execv(argv[0], argv)
+    become(argv)
+    return 0
+
+
+def become(argv: Sequence[str]) -> None:
+    """Replace this process by the server, so that signals and the exit status are the server's own."""
+    os.execv(argv[0], list(argv))
 
 
 def read_yaml(path: Path) -> Mapping[str, object]:

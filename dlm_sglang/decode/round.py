@@ -73,14 +73,15 @@ class RoundOutputs:
     Attributes:
         token_ids: `[R, L]` int64, the first `accept_lens` of each row count.
         accept_lens: `[R]` int64, new tokens per row, 0 for a row that still denoises.
-        new_seq_lens: `[R]` int64, committed tokens after the round.
-        seed_ids: `[R]` int64, token after the committed ones (meaningless for unseeded rows).
+        new_seq_lens: `[R]` int64, tokens before the next block.
+        is_denoise: `[R]` bool, the round was a denoise forward for the row. A denoise row that emits ends its
+            request, and the KV of what it emitted is scratch: it must not reach the prefix cache.
     """
 
     token_ids: Tensor
     accept_lens: Tensor
     new_seq_lens: Tensor
-    seed_ids: Tensor
+    is_denoise: Tensor
 
 
 def plan_round(
@@ -141,8 +142,9 @@ def plan_round(
 def advance_round(state: BlockState, inputs: RoundInputs, logits: Tensor) -> RoundOutputs:
     """Turn the logits of a mixed forward into tokens and every row's next phase.
 
-    Denoise rows fill masks and emit nothing; commit rows emit and start their next block. Emission is cut at
-    the first stop token and at the request's token limit.
+    Denoise rows fill masks; commit rows emit and start their next block. Emission is cut at the first stop
+    token and at the request's token limit. A whole block that ends its request is emitted as soon as it is
+    filled: its commit would only write KV that nobody reads.
 
     Args:
         state: block state, changed in place.
@@ -153,26 +155,39 @@ def advance_round(state: BlockState, inputs: RoundInputs, logits: Tensor) -> Rou
     """
     if inputs.traits.all_autoregressive:
         return _advance_autoregressive(state, inputs, logits)
-    slots = inputs.slots
-    is_denoise = (state.phase[slots] == DENOISE)[:, None]  # [R, 1]
-    token_index = inputs.token_index
-    offsets = torch.arange(token_index.shape[1], device=slots.device)
-    in_row = offsets < inputs.row_lens_device[:, None]  # [R, L]
+    slots, lens = inputs.slots, inputs.row_lens_device
+    length = inputs.token_index.shape[1]
+    in_row = torch.arange(length, device=slots.device) < lens[:, None]  # [R, L]
+    is_denoise = state.phase[slots] == DENOISE
     chosen, confidence = choose_tokens(state, inputs, logits)
-    chosen, confidence = chosen[token_index], confidence[token_index]
+    chosen, confidence = chosen[inputs.token_index], confidence[inputs.token_index]
 
-    canvas = state.canvas[slots, : token_index.shape[1]]
-    is_masked = state.is_masked[slots, : token_index.shape[1]] & in_row
-    filled = _filled_positions(state, inputs, is_masked & is_denoise, confidence)
-    denoised_canvas = torch.where(filled, chosen, canvas)
+    is_masked = state.is_masked[slots, :length] & in_row & is_denoise[:, None]
+    filled = _filled_positions(state, inputs, is_masked, confidence)
+    canvas = torch.where(filled, chosen, state.canvas[slots, :length])
     still_masked = is_masked & ~filled
+    is_filled, ends_request = _block_outcome(state, inputs, canvas, still_masked, in_row)
 
-    emitted, accept_lens, seed_ids = _emission(state, inputs, canvas, chosen, is_denoise[:, 0])
+    emitted, accept_lens, seed_ids = _emission(state, inputs, canvas, chosen, is_denoise, ends_request)
+    state.canvas[slots, :length] = canvas
+    state.is_masked[slots, :length] = still_masked
+    state.phase[slots] = torch.where(is_denoise & ~is_filled, DENOISE, COMMIT)
+    state.step[slots] += is_denoise.long()
+    state.remaining[slots] -= accept_lens
     new_seq_lens = inputs.seq_lens + accept_lens
+    state.begin_blocks(slots, seed_ids, new_seq_lens, keep=is_denoise)
+    return RoundOutputs(emitted, accept_lens, new_seq_lens, is_denoise)
 
-    _keep_denoising(state, inputs, denoised_canvas, still_masked, is_denoise[:, 0])
-    _begin_next_blocks(state, inputs, seed_ids, accept_lens, is_denoise[:, 0])
-    return RoundOutputs(emitted, accept_lens, new_seq_lens, seed_ids)
+
+def _advance_autoregressive(state: BlockState, inputs: RoundInputs, logits: Tensor) -> RoundOutputs:
+    """The round when every row is autoregressive: one token each, no block to lay out."""
+    slots = inputs.slots
+    token_ids, _ = choose_tokens(state, inputs, logits)
+    accept_lens = state.remaining[slots].clamp(0, 1)
+    state.canvas[slots, 0] = token_ids
+    state.remaining[slots] -= accept_lens
+    is_denoise = torch.zeros_like(accept_lens, dtype=torch.bool)
+    return RoundOutputs(token_ids[:, None], accept_lens, inputs.seq_lens + accept_lens, is_denoise)
 
 
 def _draft_rows(state: BlockState, slot_of_token: Tensor) -> Tensor:
@@ -189,68 +204,57 @@ def _filled_positions(state: BlockState, inputs: RoundInputs, is_masked: Tensor,
     return unmask_select(is_masked, confidence, state.confidence_threshold[slots], quota, fill_all)
 
 
+def _block_outcome(
+    state: BlockState, inputs: RoundInputs, canvas: Tensor, still_masked: Tensor, in_row: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Which rows have no mask before a stop token, and which of those end their request: two `[R]` bool."""
+    slots = inputs.slots
+    length = canvas.shape[1]
+    offsets = torch.arange(length, device=slots.device)
+    is_seeded = state.is_seeded[slots]
+    # A seeded block's first token was emitted, and checked, before.
+    is_new = in_row & (offsets >= is_seeded[:, None])
+    is_stop = _is_stop(state, slots, canvas) & is_new & ~still_masked
+    first_stop = torch.where(is_stop, offsets, length).amin(dim=1)
+    first_mask = torch.where(still_masked, offsets, length).amin(dim=1)
+    is_filled = (first_mask == length) | (first_stop < first_mask)
+    reaches_limit = inputs.row_lens_device - is_seeded >= state.remaining[slots]
+    ends_request = is_filled & ((first_stop < length) | reaches_limit)
+    # A stop token in a draft is no end: the verifier may want another.
+    is_filled = torch.where(state.accepts_whole_block[slots].bool(), is_filled, first_mask == length)
+    return is_filled, ends_request
+
+
 def _emission(
-    state: BlockState, inputs: RoundInputs, canvas: Tensor, chosen: Tensor, is_denoise: Tensor
+    state: BlockState,
+    inputs: RoundInputs,
+    canvas: Tensor,
+    chosen: Tensor,
+    is_denoise: Tensor,
+    ends_request: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens that commit rows emit: `[R, L]` ids, `[R]` counts (0 for denoise rows), `[R]` next seeds."""
+    """Token ids `[R, L]`, how many of them count `[R]` (0 while a row denoises), and next seeds `[R]`."""
     slots, lens = inputs.slots, inputs.row_lens_device
     last = (lens - 1)[:, None]
     num_correct_drafts, bonus_ids = accept_prefix(canvas[:, 1:], chosen, lens - 1)
     accepts_whole = state.accepts_whole_block[slots].bool()
     is_seeded = state.is_seeded[slots].bool()
-    last_ids = chosen.gather(1, last)
+    next_seed = chosen.gather(1, last)
     # A whole seeded block emits what follows its (already emitted) seed, then the next seed.
-    whole_ids = torch.where(is_seeded[:, None], canvas.roll(-1, dims=1).scatter(1, last, last_ids), canvas)
+    whole_ids = torch.where(is_seeded[:, None], canvas.roll(-1, dims=1).scatter(1, last, next_seed), canvas)
     emitted = torch.where(accepts_whole[:, None], whole_ids, chosen)
-    accept_lens = torch.where(accepts_whole, lens, num_correct_drafts + 1)
-    seed_ids = torch.where(accepts_whole, last_ids[:, 0], bonus_ids)
+    seed_ids = torch.where(accepts_whole, next_seed[:, 0], bonus_ids)
 
-    is_stop = (emitted[:, :, None] == state.stop_ids[slots][:, None, :]).any(dim=2)
+    accept_lens = torch.where(accepts_whole, lens, num_correct_drafts + 1)
+    # Without its commit a seeded block has no next seed to emit.
+    uncommitted_lens = torch.where(ends_request & accepts_whole, lens - state.is_seeded[slots], 0)
+    accept_lens = torch.where(is_denoise, uncommitted_lens, accept_lens)
     offsets = torch.arange(emitted.shape[1], device=slots.device)
+    is_stop = _is_stop(state, slots, emitted)
     first_stop = torch.where(is_stop, offsets, emitted.shape[1]).amin(dim=1)
     accept_lens = torch.minimum(accept_lens, first_stop + 1)
-    accept_lens = torch.minimum(accept_lens, state.remaining[slots].clamp(min=0))
-    return emitted, torch.where(is_denoise, 0, accept_lens), seed_ids
+    return emitted, torch.minimum(accept_lens, state.remaining[slots].clamp(min=0)), seed_ids
 
 
-def _keep_denoising(
-    state: BlockState, inputs: RoundInputs, canvas: Tensor, still_masked: Tensor, is_denoise: Tensor
-) -> None:
-    """Write denoise rows back; a row whose masks are gone, or hidden behind a stop token, commits next."""
-    slots = inputs.slots
-    length = canvas.shape[1]
-    state.canvas[slots, :length] = canvas
-    state.is_masked[slots, :length] = torch.where(is_denoise[:, None], still_masked, state.is_masked[slots, :length])
-    offsets = torch.arange(length, device=slots.device)
-    in_row = offsets < inputs.row_lens_device[:, None]
-    is_stop = (canvas[:, :, None] == state.stop_ids[slots][:, None, :]).any(dim=2) & in_row & ~still_masked
-    # The seed was checked when it was emitted; a seeded block's position 0 never ends it.
-    is_stop = is_stop & ~((offsets == 0) & state.is_seeded[slots].bool()[:, None])
-    first_stop = torch.where(is_stop, offsets, length).amin(dim=1)
-    first_mask = torch.where(still_masked, offsets, length).amin(dim=1)
-    is_done = (first_mask == length) | (first_stop < first_mask)
-    state.phase[slots] = torch.where(is_denoise & is_done, COMMIT, state.phase[slots])
-    state.step[slots] += is_denoise.long()
-    state.num_denoise_forwards[slots] += is_denoise.long()
-
-
-def _begin_next_blocks(
-    state: BlockState, inputs: RoundInputs, seed_ids: Tensor, accept_lens: Tensor, is_denoise: Tensor
-) -> None:
-    slots = inputs.slots
-    state.remaining[slots] -= accept_lens
-    state.num_commit_forwards[slots] += (~is_denoise).long()
-    state.num_committed_tokens[slots] += accept_lens
-    state.begin_blocks(slots, seed_ids, inputs.seq_lens + accept_lens, keep=is_denoise)
-
-
-def _advance_autoregressive(state: BlockState, inputs: RoundInputs, logits: Tensor) -> RoundOutputs:
-    """The round when every row is autoregressive: one token each, no block to lay out."""
-    slots = inputs.slots
-    token_ids, _ = choose_tokens(state, inputs, logits)
-    accept_lens = state.remaining[slots].clamp(0, 1)
-    state.canvas[slots, 0] = token_ids
-    state.remaining[slots] -= accept_lens
-    state.num_commit_forwards[slots] += 1
-    state.num_committed_tokens[slots] += accept_lens
-    return RoundOutputs(token_ids[:, None], accept_lens, inputs.seq_lens + accept_lens, token_ids)
+def _is_stop(state: BlockState, slots: Tensor, token_ids: Tensor) -> Tensor:
+    return (token_ids[:, :, None] == state.stop_ids[slots][:, None, :]).any(dim=2)

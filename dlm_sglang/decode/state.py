@@ -23,9 +23,6 @@ _INT_COLUMNS = (
     "phase",
     "step",
     "remaining",
-    "num_denoise_forwards",
-    "num_commit_forwards",
-    "num_committed_tokens",
 )
 _FLOAT_COLUMNS = ("confidence_threshold", "temperature", "denoise_temperature", "top_p", "min_p")
 _MIN_STOP_COLUMNS = 4
@@ -40,7 +37,7 @@ class BlockState:
     Attributes:
         canvas: `[P, L]` int64, token ids of the current block, mask id where unfilled.
         is_masked: `[P, L]` bool. A flag, not a token comparison: the mask id in a prompt is ordinary text.
-        ints: `[P, 13]` int64 with named views (`phase`, `step`, `remaining`, ...).
+        ints: `[P, 10]` int64 with named views (`phase`, `step`, `remaining`, ...).
         floats: `[P, 5]` float32 with named views (`confidence_threshold` is NaN for the even schedule).
         stop_ids: `[P, E]` int64, -1 where unused.
     """
@@ -55,9 +52,6 @@ class BlockState:
     phase: Tensor
     step: Tensor
     remaining: Tensor
-    num_denoise_forwards: Tensor
-    num_commit_forwards: Tensor
-    num_committed_tokens: Tensor
     confidence_threshold: Tensor
     temperature: Tensor
     denoise_temperature: Tensor
@@ -111,9 +105,6 @@ class BlockState:
                 COMMIT,
                 0,
                 policy.max_new_tokens - count,
-                0,
-                0,
-                0,
             ]
             for policy, count in zip(policies, emitted, strict=True)
         ]

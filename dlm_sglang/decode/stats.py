@@ -12,12 +12,14 @@ class DecodeStats:
     Attributes:
         num_denoise_forwards: bidirectional forwards.
         num_commit_forwards: causal forwards, verifying ones included.
-        num_committed_tokens: output tokens that commits emitted (the first token comes from the prefill).
+        num_blocks: blocks that emitted; the last one of a diffusion request needs no commit forward.
+        num_tokens: output tokens that blocks emitted (seeded: the very first token comes from the prefill).
     """
 
     num_denoise_forwards: int = 0
     num_commit_forwards: int = 0
-    num_committed_tokens: int = 0
+    num_blocks: int = 0
+    num_tokens: int = 0
 
     @property
     def num_forwards(self) -> int:
@@ -25,13 +27,13 @@ class DecodeStats:
 
     @property
     def tokens_per_forward(self) -> float:
-        """Committed tokens per forward, all forwards counted (performance protocol, TPF)."""
-        return self.num_committed_tokens / self.num_forwards if self.num_forwards else 0.0
+        """Emitted tokens per forward, denoise and commit forwards counted (TPF), prefill not."""
+        return self.num_tokens / self.num_forwards if self.num_forwards else 0.0
 
     @property
     def mean_accept_length(self) -> float:
-        """Committed tokens per commit, bonus token included."""
-        return self.num_committed_tokens / self.num_commit_forwards if self.num_commit_forwards else 0.0
+        """Emitted tokens per block, bonus token included."""
+        return self.num_tokens / self.num_blocks if self.num_blocks else 0.0
 
     def count_round(self, *, is_denoise: bool, accept_len: int) -> None:
         """Add one round of one row."""
@@ -39,13 +41,14 @@ class DecodeStats:
             self.num_denoise_forwards += 1
         else:
             self.num_commit_forwards += 1
-            self.num_committed_tokens += accept_len
+        self.num_blocks += not is_denoise or accept_len > 0
+        self.num_tokens += accept_len
 
     def report(self, generation_mode: str) -> dict[str, str | int | float]:
         """The form in which responses carry it."""
         return {
             "generation_mode": generation_mode,
-            "num_blocks": self.num_commit_forwards,
+            "num_blocks": self.num_blocks,
             "num_forwards": self.num_forwards,
             "num_denoise_forwards": self.num_denoise_forwards,
             "num_commit_forwards": self.num_commit_forwards,

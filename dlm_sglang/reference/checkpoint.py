@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -45,7 +45,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
     folder = Path(folder)
     index_file = folder / "model.safetensors.index.json"
     if index_file.is_file():
-        files = sorted(set(_read_json(index_file)["weight_map"].values()))
+        files = sorted(set(cast(dict[str, str], _read_json(index_file)["weight_map"]).values()))
     else:
         files = ["model.safetensors"]
     weights: dict[str, Tensor] = {}
@@ -76,8 +76,11 @@ def read_adapter(folder: str | Path) -> Adapter | None:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing")
     config = _read_json(config_file)
-    if list(config.get("target_modules", [])) != ["o_proj"]:
+    if config.get("target_modules") != ["o_proj"]:
         raise CheckpointError(f"{config_file}: target_modules must be ['o_proj'], got {config.get('target_modules')!r}")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, (int, float)) or rank < 1:
+        raise CheckpointError(f"{config_file}: r and lora_alpha must be numbers, got {rank!r} and {alpha!r}")
     halves: dict[tuple[int, str], Tensor] = {}
     for name, tensor in load_file(weights_file).items():
         match = _ADAPTER_KEY.match(name)
@@ -89,13 +92,13 @@ def read_adapter(folder: str | Path) -> Adapter | None:
         if (layer, "A") not in halves or (layer, "B") not in halves:
             raise CheckpointError(f"{weights_file}: layer {layer} has only one of lora_A and lora_B")
         lora_a, lora_b = halves[layer, "A"], halves[layer, "B"]
-        if lora_a.shape[0] != config["r"]:
-            raise CheckpointError(f"{weights_file}: layer {layer} has rank {lora_a.shape[0]}, the config {config['r']}")
+        if lora_a.shape[0] != rank:
+            raise CheckpointError(f"{weights_file}: layer {layer} has rank {lora_a.shape[0]}, the config says {rank}")
         tensors[layer] = (lora_a, lora_b)
-    return Adapter(tensors, scale=config["lora_alpha"] / config["r"])
+    return Adapter(tensors, scale=alpha / rank)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, object]:
     value = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} must hold a JSON object")

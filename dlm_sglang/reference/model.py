@@ -188,7 +188,12 @@ class NldModel(nn.Module):
         return self.layers[0].self_attn.o_proj.lora_a is not None
 
     def hidden_states(
-        self, input_ids: Tensor, positions: Tensor, attn_mask: Tensor, past: KvCache | None = None, use_lora: bool = False
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        attn_mask: Tensor,
+        past: KvCache | None = None,
+        use_lora: bool = False,
     ) -> tuple[Tensor, KvCache]:
         """Everything but the head: `[B, T, hidden]` normed states and the K/V over S + T."""
         angles = positions.float()[:, None, :, None] * self.inv_freq.to(positions.device)  # [B, 1, T, D / 2]
@@ -201,7 +206,12 @@ class NldModel(nn.Module):
         return self.encoder.norm(x), new_kv
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, attn_mask: Tensor, past: KvCache | None = None, use_lora: bool = False
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        attn_mask: Tensor,
+        past: KvCache | None = None,
+        use_lora: bool = False,
     ) -> tuple[Tensor, KvCache]:
         """One forward over T tokens that stand after S cached ones.
 

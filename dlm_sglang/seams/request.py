@@ -24,12 +24,14 @@ class RequestState:
         context_length: positions that a sequence may have.
         stats: what was done for it so far, across retractions.
         holds_emission: the prefill that just ran must not emit its token (see `DlmWorker`).
+        num_scratch_tokens: tokens emitted in the last round whose KV was never committed.
     """
 
     policy: DecodePolicy
     context_length: int
     stats: DecodeStats = field(default_factory=DecodeStats)
     holds_emission: bool = False
+    num_scratch_tokens: int = 0
 
 
 def request_state(req: Any, limits: ServerLimits, context_length: int) -> RequestState:

@@ -15,7 +15,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dlm_sglang.decode.choose import choose_seeds
 from dlm_sglang.decode.round import RoundInputs, RoundTraits, advance_round, plan_round
-from dlm_sglang.decode.state import DENOISE, BlockState
+from dlm_sglang.decode.state import BlockState
 from dlm_sglang.seams.batch import DlmForwardInput, DlmRoundState
 from dlm_sglang.seams.check import require_seams
 from dlm_sglang.seams.names import ALGORITHM
@@ -146,14 +146,14 @@ class DlmWorker(BaseSpecWorker):
             for policy, length in zip(policies, seq_lens_cpu, strict=True)
         ]
         inputs = plan_round(self.state, slots, seq_lens, row_lens, RoundTraits.of(policies))
-        is_denoise = self._is_denoise(inputs)
         target = self._target_worker.forward_batch_generation(
             batch=None, forward_batch=self._forward_batch(batch, inputs, seq_lens_cpu), is_verify=True
         )
         outputs = advance_round(self.state, inputs, target.logits_output.next_token_logits)
-        accept_lens = outputs.accept_lens.tolist()
+        accept_lens, is_denoise = outputs.accept_lens.tolist(), outputs.is_denoise.tolist()
         for state, denoised, accepted in zip(states, is_denoise, accept_lens, strict=True):
             state.stats.count_round(is_denoise=denoised, accept_len=accepted)
+            state.num_scratch_tokens = accepted if denoised else 0
         return GenerationBatchResult(
             logits_output=target.logits_output,
             next_token_ids=outputs.token_ids.reshape(-1),
@@ -166,11 +166,10 @@ class DlmWorker(BaseSpecWorker):
             can_run_cuda_graph=target.can_run_cuda_graph,
         )
 
-    def _is_denoise(self, inputs: RoundInputs) -> list[bool]:
-        assert self.state is not None
-        if inputs.traits.all_autoregressive:
-            return [False] * len(inputs.row_lens)
-        return [bool(flag) for flag in (self.state.phase[inputs.slots] == DENOISE).tolist()]
+    def prepare_for_kv_cache_release(self, req: Any) -> None:
+        """Called before a finished request's KV goes to the prefix cache: keep scratch KV out of it."""
+        req.kv.kv_committed_len -= req.dlm.num_scratch_tokens
+        req.dlm.num_scratch_tokens = 0
 
     def _forward_batch(self, batch: Any, inputs: RoundInputs, seq_lens_cpu: list[int]) -> ForwardBatch:
         req_to_token = self.model_runner.req_to_token_pool.req_to_token

@@ -219,9 +219,7 @@ values = st.recursive(
 def test_whatever_passes_carries_parameters_that_the_worker_accepts(body: dict[str, object]) -> None:
     try:
         translated = translate_openai(body, LIMITS)
-    except RequestError as error:
-        assert error.code
-        assert error.param is not None
+    except RequestError:
         return
     assert not set(translated) & set(FIELD_BY_NAME)
     custom = translated["custom_params"]

@@ -52,8 +52,7 @@ def full_size_config(theta: float, truncate: bool = True) -> NldConfig:
 
 def random_model(seed: int = 0) -> NldModel:
     torch.manual_seed(seed)
-    model = NldModel(NldConfig.from_dict(TINY)).double().eval().requires_grad_(False)
-    return model
+    return NldModel(NldConfig.from_dict(TINY)).double().eval().requires_grad_(False)
 
 
 def causal_mask(length: int, prefix: int = 0) -> torch.Tensor:
@@ -94,7 +93,9 @@ def test_yarn_frequencies_match_the_check_values(
     torch.testing.assert_close(yarn_inv_freq(config)[CHECKED_INDICES], torch.tensor(expected), rtol=2e-5, atol=0)
 
 
-@pytest.mark.parametrize(("theta", "expected", "at_24"), [(1e6, (20.385, 36.440), 0.004436), (1e9, (13.590, 24.293), 3.72e-5)])
+@pytest.mark.parametrize(
+    ("theta", "expected", "at_24"), [(1e6, (20.385, 36.440), 0.004436), (1e9, (13.590, 24.293), 3.72e-5)]
+)
 def test_correction_range_is_not_rounded_when_the_config_says_so(
     theta: float, expected: tuple[float, float], at_24: float
 ) -> None:
@@ -155,7 +156,9 @@ def test_forward_leaves_the_cache_it_was_given_alone() -> None:
     _, past = model(torch.randint(0, 120, (1, 4)), torch.arange(4)[None], causal_mask(4))
     before = [(k.clone(), v.clone()) for k, v in past]
     model(torch.randint(0, 120, (1, 3)), torch.arange(4, 7)[None], torch.ones(1, 3, 7, dtype=torch.bool), past)
-    assert all(torch.equal(a, b) for pair, copy in zip(past, before, strict=True) for a, b in zip(pair, copy, strict=True))
+    assert all(
+        torch.equal(a, b) for pair, copy in zip(past, before, strict=True) for a, b in zip(pair, copy, strict=True)
+    )
 
 
 def test_load_reads_what_was_saved(tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Drives the engine's rounds on a plain model without SGLang: a batch of rows, recomputed from scratch each round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from dlm_sglang.decode.choose import choose_seeds
+from dlm_sglang.decode.policy import DecodePolicy
+from dlm_sglang.decode.round import RoundTraits, advance_round, plan_round
+from dlm_sglang.decode.state import BlockState
+from dlm_sglang.decode.stats import DecodeStats
+from dlm_sglang.reference.sequence import TriModeModel
+
+
+@dataclass
+class Row:
+    """One request: `tokens` are cached, `output` is what was emitted."""
+
+    policy: DecodePolicy
+    prompt: list[int]
+    tokens: list[int] = field(default_factory=list)
+    output: list[int] = field(default_factory=list)
+    stats: DecodeStats = field(default_factory=DecodeStats)
+    is_finished: bool = False
+
+    def emit(self, token_ids: list[int]) -> None:
+        for token_id in token_ids:
+            self.output.append(token_id)
+            if token_id in self.policy.stop_ids or len(self.output) >= self.policy.max_new_tokens:
+                self.is_finished = True
+                return
+
+
+def run_rows(model: TriModeModel, rows: list[Row], context_length: int, max_block_length: int = 32) -> None:
+    """Decode all rows to their end in one running batch."""
+    state = BlockState(
+        len(rows) + 3,
+        max_block_length,
+        mask_token_id=model.config.mask_token_id,
+        context_length=context_length,
+    )
+    for slot, row in enumerate(rows):
+        _prefill(model, state, slot, row)
+    while True:
+        live = [slot for slot, row in enumerate(rows) if not row.is_finished]
+        if not live:
+            return
+        _round(model, state, live, rows, context_length)
+
+
+def _forward(model: TriModeModel, tokens: list[int], kv_limit: list[int], *, use_lora: bool = False) -> torch.Tensor:
+    """Logits `[T, V]` of the last `len(kv_limit)` tokens, causal before them."""
+    total, new = len(tokens), len(kv_limit)
+    limits = torch.tensor([*range(1, total - new + 1), *kv_limit])
+    mask = (torch.arange(total)[None] < limits[:, None])[None]
+    with torch.no_grad():
+        if not use_lora:
+            logits, _ = model.forward(torch.tensor([tokens]), torch.arange(total)[None], mask, None)
+            return logits[0, total - new :]
+        _, past = model.forward(
+            torch.tensor([tokens[:-new]]), torch.arange(total - new)[None], mask[:, : total - new, : total - new], None
+        )
+        logits, _ = model.forward(
+            torch.tensor([tokens[-new:]]), torch.arange(total - new, total)[None], mask[:, -new:], past, use_lora=True
+        )
+        return logits[0]
+
+
+def _prefill(model: TriModeModel, state: BlockState, slot: int, row: Row) -> None:
+    row.tokens = list(row.prompt)
+    position = torch.tensor([len(row.prompt)])
+    logits = _forward(model, row.tokens, [len(row.prompt)])
+    seed = choose_seeds(logits, [row.policy], position, state.mask_token_id)
+    if row.policy.seeded_blocks:
+        row.emit(seed.tolist())
+    state.admit(torch.tensor([slot]), [row.policy], [len(row.output)], seed, position)
+
+
+def _round(model: TriModeModel, state: BlockState, live: list[int], rows: list[Row], context_length: int) -> None:
+    policies = [rows[slot].policy for slot in live]
+    seq_lens = [len(rows[slot].tokens) for slot in live]
+    row_lens = [
+        min(policy.block_length, context_length - length) for policy, length in zip(policies, seq_lens, strict=True)
+    ]
+    inputs = plan_round(state, torch.tensor(live), torch.tensor(seq_lens), row_lens, RoundTraits.of(policies))
+    logits, begin = [], 0
+    for slot, length in zip(live, row_lens, strict=True):
+        ids = inputs.input_ids[begin : begin + length].tolist()
+        use_lora = inputs.draft_rows is not None and bool(inputs.draft_rows[begin])
+        limits = inputs.kv_limit[begin : begin + length].tolist()
+        logits.append(_forward(model, rows[slot].tokens + ids, limits, use_lora=use_lora))
+        begin += length
+    inputs_by_row = inputs.input_ids.split(row_lens)
+    outputs = advance_round(state, inputs, torch.cat(logits))
+    for index, slot in enumerate(live):
+        row, accepted = rows[slot], int(outputs.accept_lens[index])
+        is_denoise = bool(outputs.is_denoise[index])
+        row.stats.count_round(is_denoise=is_denoise, accept_len=accepted)
+        row.emit(outputs.token_ids[index, :accepted].tolist())
+        assert not is_denoise or accepted == 0 or row.is_finished, "scratch KV would be committed"
+        row.tokens += inputs_by_row[index][:accepted].tolist()
+        assert int(outputs.new_seq_lens[index]) == len(row.tokens)

@@ -1,0 +1,130 @@
+"""The engine's rounds give the oracle's tokens, alone and in any mixed batch."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from dlm_sglang.decode.policy import DecodePolicy, make_policy
+from dlm_sglang.params import DecodeParams, GenerationMode
+from dlm_sglang.reference.config import NldConfig
+from dlm_sglang.reference.decoder import OracleParams, decode
+from dlm_sglang.reference.model import NldModel
+from tests.unit.decode.rounds import Row, run_rows
+
+VOCAB, MASK = 37, 30
+CONTEXT = 96
+CONFIG = NldConfig(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    intermediate_size=48,
+    max_position_embeddings=1024,
+    rms_norm_eps=1e-5,
+    rope_theta=1e4,
+    rope_factor=16.0,
+    original_max_position_embeddings=32,
+    rope_beta_fast=32.0,
+    rope_beta_slow=1.0,
+    llama_4_scaling_beta=0.1,
+    mask_token_id=MASK,
+    block_size=8,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> NldModel:
+    torch.manual_seed(3)
+    model = NldModel(CONFIG).double()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.35)
+    return model.eval()
+
+
+def _draw(rng: random.Random) -> dict[str, Any]:
+    mode = rng.choice(["autoregressive", "diffusion", "self_speculation"])
+    block_length = 1 if mode == "autoregressive" else rng.choice([2, 3, 8, 16, 32])
+    steps = rng.randint(1, block_length)
+    draft_threshold = 0.0
+    if mode == "self_speculation":
+        draft_threshold = rng.choice([0.0, 0.05, 0.5])
+        steps = steps if draft_threshold else 1
+    return {
+        "mode": mode,
+        "block_length": block_length,
+        "max_denoising_steps": steps,
+        "confidence_threshold": rng.choice([None, 0.05, 0.2, 0.9]) if mode == "diffusion" else None,
+        "draft_threshold": draft_threshold,
+        "seeded_blocks": rng.random() < 0.6 or mode != "diffusion",
+        "max_new_tokens": rng.randint(1, 40),
+        "temperature": rng.choice([0.0, 0.0, 0.7, 1.3]),
+        "top_k": rng.choice([-1, 5]),
+        "top_p": rng.choice([1.0, 0.8]),
+        "min_p": rng.choice([0.0, 0.1]),
+        "seed": rng.randrange(1 << 40),
+    }
+
+
+def _policy(drawn: dict[str, Any], stop_ids: tuple[int, ...]) -> DecodePolicy:
+    params = DecodeParams(
+        GenerationMode(drawn["mode"]),
+        drawn["block_length"],
+        drawn["max_denoising_steps"],
+        drawn["confidence_threshold"],
+        drawn["draft_threshold"],
+        drawn["seeded_blocks"],
+    )
+    sampling = {key: drawn[key] for key in ("temperature", "top_k", "top_p", "min_p", "seed", "max_new_tokens")}
+    return make_policy(params, stop_ids=stop_ids, **sampling)
+
+
+def _check(model: NldModel, requests: list[tuple[list[int], dict[str, Any]]], stop_ids: tuple[int, ...]) -> None:
+    rows = []
+    for prompt, drawn in requests:
+        # As SGLang does: the output limit never reaches past the context.
+        limit = min(drawn["max_new_tokens"], CONTEXT - len(prompt))
+        rows.append(Row(_policy(drawn | {"max_new_tokens": limit}, stop_ids), prompt))
+    run_rows(model, rows, CONTEXT)
+    for row, (prompt, drawn) in zip(rows, requests, strict=True):
+        expected = decode(model, prompt, OracleParams(**drawn), set(stop_ids), CONTEXT)
+        assert row.output == expected.token_ids, drawn
+        assert row.stats.num_denoise_forwards == expected.num_denoise_forwards, drawn
+        assert row.stats.num_commit_forwards == expected.num_commit_forwards, drawn
+        if row.stats.num_forwards:
+            assert row.stats.num_blocks == expected.num_blocks, drawn
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_mixed_batch_gives_every_row_the_oracles_tokens(model: NldModel, seed: int) -> None:
+    rng = random.Random(seed)
+    requests = []
+    for _ in range(8):
+        prompt = [rng.randrange(VOCAB) for _ in range(rng.choice([1, 5, 60, 90, 95]))]
+        requests.append((prompt, _draw(rng)))
+    _check(model, requests, stop_ids=(2, 7))
+
+
+def test_row_alone_gives_what_it_gives_in_a_batch(model: NldModel) -> None:
+    rng = random.Random(99)
+    for _ in range(6):
+        prompt = [rng.randrange(VOCAB) for _ in range(7)]
+        _check(model, [(prompt, _draw(rng))], stop_ids=(2,))
+
+
+def test_no_stop_ids_runs_to_the_limit(model: NldModel) -> None:
+    rng = random.Random(5)
+    _check(model, [([1, 2, 3], _draw(rng) | {"max_new_tokens": 33}) for _ in range(6)], stop_ids=())
+
+
+def test_mask_id_in_prompt_is_ordinary_text(model: NldModel) -> None:
+    rng = random.Random(6)
+    _check(model, [([MASK, 4, MASK], _draw(rng)) for _ in range(6)], stop_ids=(2,))

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from dlm_sglang.cli.devices import num_cuda_devices
 
@@ -13,6 +14,10 @@ TIER_BY_FOLDER = {"unit": "unit", "kernels": "unit", "contract": "contract", "e2
 
 # Everything that tests load is in the repository; a look-up on a hub would only hide that something is missing.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Machines that run the tests are shared; a slow example is no failure.
+settings.register_profile("dlm", deadline=None)
+settings.load_profile("dlm")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -220,13 +220,13 @@ def install_pinned(plan: Plan) -> None:
 
 def install_cuda_stack(plan: Plan) -> None:
     """Install SGLang with everything that it asks for."""
-    pip(plan, "install", *(word for path in plan.requirement_files for word in ("-r", str(path))))
+    # setuptools builds dlm-sglang in the next stage.
+    pip(plan, "install", "setuptools>=77", *(word for path in plan.requirement_files for word in ("-r", str(path))))
 
 
 def install_ourselves(plan: Plan) -> None:
     """Install this repository, and on CPU the start-up line that lets torchvision's CUDA wheel import."""
     target = ["--editable", str(ROOT)] if plan.editable else [str(ROOT)]
-    pip(plan, "install", "setuptools>=77")
     pip(plan, "install", "--no-deps", "--no-build-isolation", "--force-reinstall", *target)
     if plan.device == "cpu":
         run([str(plan.python), "-m", "dlm_sglang.torchvision_cpu"], plan)

@@ -1,0 +1,1 @@
+"""Training and measuring the checkpoint that ships in `dlm_sglang/assets/bundled`."""

@@ -39,7 +39,7 @@ class NoiseRecipe:
     """
 
     block_lengths: tuple[int, ...] = (4, 8, 16, 32)
-    block_weights: tuple[int, ...] = (1, 2, 3, 4)
+    block_weights: tuple[int, ...] = (1, 2, 5, 2)
     short_first_block_share: float = 0.5
     seeded_share: float = 0.85
     fully_masked_share: float = 0.5

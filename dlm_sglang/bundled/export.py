@@ -36,7 +36,7 @@ CONFIG: dict[str, object] = {
     "max_position_embeddings": CONTEXT_LENGTH,
     "mlp_bias": False,
     "num_attention_heads": 4,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 4,
     "num_key_value_heads": 2,
     "rms_norm_eps": 1e-5,
     "rope_parameters": {

@@ -21,16 +21,20 @@ class ParallelGradients:
     busy machine costs a factor of five; two independent graphs meet once a step.
     """
 
-    def __init__(self, loss_function: LossFunction, parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self, loss_function: LossFunction, parameters: Sequence[Tensor], masters: Sequence[Tensor] | None = None
+    ) -> None:
+        """Gradients of `parameters`, given to their float32 `masters` where these are apart."""
         torch.set_num_threads(1)
         self._loss_function, self._parameters = loss_function, list(parameters)
+        self._masters = list(masters or parameters)
         self._pool = ThreadPoolExecutor(BATCHES_PER_STEP)
 
     def step(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Set `.grad` of every parameter; returns the mean of each named number of the loss function."""
+        """Set `.grad` of every master; returns the mean of each named number of the loss function."""
         results = list(self._pool.map(self._one, batches))
-        for i, parameter in enumerate(self._parameters):
-            parameter.grad = torch.stack([gradients[i] for gradients, _ in results]).mean(0)
+        for i, master in enumerate(self._masters):
+            master.grad = torch.stack([gradients[i].float() for gradients, _ in results]).mean(0)
         names = results[0][1]
         return {name: sum(numbers[name] for _, numbers in results) / len(results) for name in names}
 

@@ -7,6 +7,7 @@ seed. Answers are full sentences, JSON or code, because a drafter has little to 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ Split = Literal["train", "held-out"]
 Chat = list[dict[str, str]]
 HELD_OUT_SEED = 20260
 _HELD_OUT_SHARE_OF_256 = 26
+_ATTEMPTS_UNTIL_REPEAT = 5000
 
 NAMES = (
     "Anna Ben Carla David Emma Felix Greta Hugo Ines Jonas Klara Leo Maria Nina Oscar Paula Rosa Simon Tara Victor"
@@ -163,19 +165,22 @@ def split_of(prompt: str) -> Split:
 def generate(split: Split, seed: int, n: int, names: tuple[str, ...] = TASK_NAMES) -> list[Task]:
     """`n` tasks of one side of the split, the task names taken in turn; equal arguments give equal tasks.
 
-    Held-out prompts are all different; training prompts may repeat.
+    Held-out prompts are all different until a task has no more (there are 31 held-out facts), then
+    it starts over; training prompts may repeat.
     """
     rng = random.Random(f"{split}-{seed}")
     tasks: list[Task] = []
-    seen: set[str] = set()
+    seen: dict[str, set[str]] = {name: set() for name in names}
     while len(tasks) < n:
         name = names[len(tasks) % len(names)]
-        while True:
+        for attempt in itertools.count():
             prompt, answer = MAKERS[name](rng)
-            if split_of(prompt) == split and prompt not in seen:
+            if attempt > _ATTEMPTS_UNTIL_REPEAT:
+                seen[name].clear()
+            if split_of(prompt) == split and prompt not in seen[name]:
                 break
         if split == "held-out":
-            seen.add(prompt)
+            seen[name].add(prompt)
         tasks.append(Task(name, prompt, answer))
     return tasks
 

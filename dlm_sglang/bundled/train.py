@@ -63,11 +63,10 @@ def joint_loss(model: NldModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]
     Masked rows are not weighted by 1 / p as in the large models' recipe: half of our blocks are
     fully masked, as drafting meets them, and 1 / p would make them the least of the loss.
     """
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden, _ = model.hidden_states(batch.input_ids, batch.positions, batch.attn_mask)
-        flat = hidden.flatten(0, 1)
-        ar_logits = model.diffusion_head(flat[batch.ar_rows]).float()
-        diffusion_logits = model.diffusion_head(flat[batch.diffusion_rows]).float()
+    hidden, _ = model.hidden_states(batch.input_ids, batch.positions, batch.attn_mask)
+    flat = hidden.flatten(0, 1)
+    ar_logits = model.diffusion_head(flat[batch.ar_rows]).float()
+    diffusion_logits = model.diffusion_head(flat[batch.diffusion_rows]).float()
     ar_loss = F.cross_entropy(ar_logits, batch.ar_targets)
     per_token = F.cross_entropy(diffusion_logits, batch.diffusion_targets, reduction="none")
     diffusion_loss = (per_token * batch.diffusion_weights).sum() / batch.diffusion_weights.sum()
@@ -113,10 +112,13 @@ def train_model(folder: Path, seed: int, num_steps: int, decay_steps: int, state
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)
     started = time.monotonic()
-    gradients = ParallelGradients(partial(joint_loss, model), list(model.parameters()))
+    # Forwards and backwards run on a BF16 copy; the weights that the optimizers change are float32.
+    low = NldModel(model.config).bfloat16()
+    gradients = ParallelGradients(partial(joint_loss, low), list(low.parameters()), list(model.parameters()))
     for step_batches in batches(tokenizer, seed, step, num_steps):
         for optimizer, base_lr in zip(optimizers, base_lrs, strict=True):
             optimizer.param_groups[0]["lr"] = base_lr * learning_rate_factor(step, num_steps, decay_steps)
+        torch._foreach_copy_([p.data for p in low.parameters()], [p.data for p in model.parameters()])
         losses = gradients.step(step_batches)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:

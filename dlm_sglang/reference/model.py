@@ -104,15 +104,15 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
         k = self.k_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
-        q = (rotate(q, cos, sin) * scale).to(v.dtype)
+        q = (rotate(q, cos, sin) * (scale * self.head_dim**-0.5)).to(v.dtype)
         k = rotate(k, cos, sin).to(v.dtype)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         # Query heads of one K/V head become extra rows, so that K and V need no copies.
         grouped = q.unflatten(1, (-1, self.num_groups)).flatten(2, 3)  # [B, Hkv, G * T, D]
-        scores = (grouped @ k.transpose(2, 3)).float() * self.head_dim**-0.5
         hidden_from_row = ~attn_mask[:, None].repeat(1, 1, self.num_groups, 1)  # [B or 1, 1, G * T, S + T]
-        weights = scores.masked_fill(hidden_from_row, -torch.inf).softmax(dim=-1).to(v.dtype)
+        scores = (grouped @ k.transpose(2, 3)).masked_fill_(hidden_from_row, -torch.inf)
+        weights = scores.softmax(dim=-1, dtype=torch.promote_types(v.dtype, torch.float32)).to(v.dtype)
         out = (weights @ v).unflatten(2, (self.num_groups, length)).flatten(1, 2)  # [B, H, T, D]
         out = out.transpose(1, 2).reshape(batch, length, -1)
         return self.o_proj.project(out, use_lora), (k, v)

@@ -30,6 +30,8 @@ class DlmCpuPlatform(CpuDeviceMixin, SRTPlatform):
         server_args.disable_cuda_graph = True
         server_args.disable_piecewise_cuda_graph = True
         server_args.sampling_backend = "pytorch"
+        # An idle scheduler polls in a loop; without a GPU those are the cores that others compute on.
+        server_args.sleep_on_idle = True
 
     def get_device(self, local_rank: int = 0) -> Any:
         """SGLang's argument parser splits this like a string."""

@@ -46,7 +46,7 @@ CONFIG = NldConfig(
     eos_token_id=11,
 )
 AR = OracleParams(
-    mode="autoregressive", block_length=1, max_denoising_steps=1, confidence_threshold=None, max_new_tokens=40
+    mode="autoregressive", block_length=1, max_denoising_steps=1, confidence_threshold=None, max_new_tokens=33
 )
 DIFFUSION = replace(AR, mode="diffusion", block_length=8, max_denoising_steps=8, confidence_threshold=0.7)
 UNSEEDED = replace(DIFFUSION, seeded_blocks=False)
@@ -64,7 +64,7 @@ samplings = st.fixed_dictionaries(
         "seed": st.integers(0, 2**63 - 1),
     }
 )
-few = settings(max_examples=15, deadline=None)
+few = settings(max_examples=12, deadline=None)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,7 +78,7 @@ def one_thread() -> Iterator[None]:
 
 @cache
 def random_model(dtype: torch.dtype = torch.float64, lora_scale: float = 0.0, seed: int = 7) -> NldModel:
-    """Random weights with a peaked head, so that confidences spread over 0..1; the seed is one whose greedy text does not repeat."""
+    """Random weights, the head peaked so that confidences spread over 0..1; greedy text of the seed does not repeat."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int, std: float) -> Tensor:
@@ -161,10 +161,10 @@ def test_the_random_model_is_a_worthy_subject() -> None:
     # Otherwise the tests below could pass on text that repeats or on confidences that are all alike.
     for prompt in (fixed_prompt(12, seed) for seed in range(4)):
         text = run(random_model(), prompt, AR).token_ids
-        assert len(set(text)) > 8
+        assert len(set(text)) > 7
         assert all(token_id != following for token_id, following in pairwise(text))
-        # Five blocks with 7 masks each: between one step per block and one per mask.
-        assert 10 < run(random_model(), prompt, DIFFUSION).num_denoise_forwards < 35
+        # Four blocks with 7 masks each: between one step per block and one per mask.
+        assert 8 < run(random_model(), prompt, DIFFUSION).num_denoise_forwards < 28
 
 
 @few
@@ -221,8 +221,7 @@ def test_4_true_drafts_are_all_accepted_and_shifted_ones_are_not(block_length: i
         assert sum(result.accept_lens) / result.num_blocks < 1.5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("lora_scale", [0.0, 4.0, 400.0])
+@pytest.mark.parametrize(("lora_scale", "dtype"), [(0.0, torch.float32), (4.0, torch.float64), (400.0, torch.float32)])
 @pytest.mark.parametrize("block_length", [2, 4, 8, 16, 32])
 def test_5_greedy_self_speculation_equals_greedy_autoregression(
     block_length: int, lora_scale: float, dtype: torch.dtype
@@ -322,7 +321,7 @@ def sampled_outputs(params: OracleParams, draft: Callable[[int], int], first_see
     model = Recorder(MarkovModel(), draft)
     results = (
         decode(model, MARKOV_PROMPT, replace(params, seed=seed), set(), CONTEXT)
-        for seed in range(first_seed, first_seed + 1500)
+        for seed in range(first_seed, first_seed + 600)
     )
     return Counter(tuple(result.token_ids) for result in results)
 
@@ -442,7 +441,7 @@ def test_12_lora_is_on_in_drafts_and_nowhere_else(params: OracleParams) -> None:
     torch.testing.assert_close(first_commits[0].logits[0], first_commits[1].logits[0], rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     prompt=prompts,
     params=st.sampled_from(ALL_MODES),

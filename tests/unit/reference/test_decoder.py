@@ -343,12 +343,26 @@ def test_draws_use_the_absolute_position_and_the_denoise_step() -> None:
     assert run(flat_model(), spread, eos_ids=set()).token_ids == expected
 
 
+def test_drafts_are_greedy_at_any_temperature() -> None:
+    model = ScriptedModel(TEXT, height=lambda position: 1.0)
+    run(model, replace(SPECULATION, temperature=2.0, seed=1), eos_ids=set())
+    for call in model.commit_calls:
+        assert call.token_ids[1:] == [TEXT[position] for position in call.positions[1:]]
+
+
+def test_confidence_comes_from_the_raw_logits_at_any_temperature() -> None:
+    # 0.93 as it is, 0.40 at temperature 2; top-k leaves the sampler no choice.
+    model = ScriptedModel(TEXT, height=lambda position: 6.0)
+    result = run(model, replace(DIFFUSION, temperature=2.0, top_k=1, max_new_tokens=8))
+    assert (result.token_ids, result.num_denoise_forwards) == (TEXT[5:13], 1)
+
+
 def test_parameters_out_of_range_are_refused() -> None:
     for change in ({"mode": "ar"}, {"block_length": 0}, {"max_denoising_steps": 0}, {"max_new_tokens": 0}):
         with pytest.raises(ValueError, match=next(iter(change))):
             replace(DIFFUSION, **change)
     for prompt in ([], TEXT[:CONTEXT]):
-        with pytest.raises(ValueError, match="prompt must have 1..199 tokens"):
+        with pytest.raises(ValueError, match=r"prompt must have 1\.\.199 tokens"):
             run(ScriptedModel(TEXT), AR, prompt=prompt)
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlm_sglang.reference import sampling
 from dlm_sglang.reference.sampling import filtered_probs, pick_greedy, pick_token, uniform
 
 PROBS = [0.1, 0.4, 0.2, 0.0, 0.3]
@@ -72,6 +73,15 @@ def test_equal_probabilities_are_kept_lowest_id_first() -> None:
 def test_temperature_divides_the_logits() -> None:
     torch.testing.assert_close(filtered_probs(LOGITS, 0.5), torch.softmax(LOGITS.double() * 2, -1))
     assert pick_token(LOGITS, temperature=0.0, top_k=3, seed=1, position=2, step=3) == 1
+
+
+@pytest.mark.parametrize(("u", "picked"), [(0.0, 1), (0.25, 2), (0.5, 4), (0.75, 5), (1 - 2**-24, 5)])
+def test_a_boundary_belongs_to_the_next_id_with_any_probability(
+    u: float, picked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "uniform", lambda seed, position, step: u)
+    logits = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0]).log()
+    assert pick_token(logits, temperature=1.0, seed=0, position=0, step=0) == picked
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,0 +1,88 @@
+"""One real server for the whole tier, the oracle on the same weights, and held-out prompts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+import dlm_sglang
+from dlm_sglang.bundled.tasks import held_out_prompts
+from tests.e2e.oracle import Oracle
+from tests.e2e.server import Server, start_server
+
+BUNDLED = Path(dlm_sglang.__file__).parent / "assets" / "bundled"
+NUM_PROMPTS = 64
+POOL_TOKENS = 20_000
+# SGLang counts every KV slot after every round, not only when idle, and stops at the first one that is lost.
+STRICT_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
+
+ORACLE = pytest.StashKey[Oracle]()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: server and oracle see the same weights even while a training run replaces the bundled ones."""
+    return Path(shutil.copytree(BUNDLED, tmp_path_factory.mktemp("checkpoint") / "bundled"))
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log_file = tmp_path_factory.mktemp("server") / "server.log"
+    server = start_server(checkpoint, log_file, ["--max-total-tokens", str(POOL_TOKENS)], STRICT_CHECKS)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(checkpoint: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def oracle(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Oracle]:
+    config = json.loads((checkpoint / "config.json").read_text())
+    num_threads = torch.get_num_threads()
+    # The model is tiny, and the server is running beside it.
+    torch.set_num_threads(1)
+    oracle = Oracle(
+        checkpoint, eos_ids=[config["eos_token_id"]], context_length=int(config["max_position_embeddings"])
+    )
+    request.config.stash[ORACLE] = oracle
+    yield oracle
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="session")
+def prompts(tokenizer: PreTrainedTokenizerFast) -> list[tuple[int, ...]]:
+    """Held-out questions as the chat template renders them."""
+    rendered = [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        for _, chat, _ in held_out_prompts(NUM_PROMPTS)
+    ]
+    return [tuple(tokenizer(str(text), add_special_tokens=False)["input_ids"]) for text in rendered]
+
+
+@pytest.fixture(autouse=True)
+def server_stays_well(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test on the shared server: it lives, and told of no leak and no crash."""
+    yield
+    if "server" in request.fixturenames:
+        server: Server = request.getfixturevalue("server")
+        assert server.is_alive(), f"the server ended with status {server.process.returncode}"
+        assert server.alarms() == []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    oracle = config.stash.get(ORACLE, None)
+    if oracle is not None:
+        terminalreporter.write_line(
+            f"oracle: {oracle.num_compared} answers compared, {len(oracle.ties)} differed by a proven numerical tie"
+        )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dlm_sglang.bundled.tasks import Task, generate
+from dlm_sglang.bundled.tasks import TASK_NAMES, Task, generate
 from dlm_sglang.bundled.thinking import SYSTEM_PROMPTS, thought_of
 from dlm_sglang.bundled.tokenizer import EOS_ID, MASK_ID
 
@@ -101,14 +101,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, tasks: list[Task], rng: random.Ra
 
 
 def chunk(
-    tokenizer: PreTrainedTokenizerBase, seed: int, index: int, recipe: NoiseRecipe = TRI_MODE_NOISE
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    index: int,
+    recipe: NoiseRecipe = TRI_MODE_NOISE,
+    task_names: tuple[str, ...] = TASK_NAMES,
 ) -> list[Batch]:
     """The `index`-th run of batches of a training seed: in turn one of short answers, one of long ones.
 
     Two bins save most of the padding, and still every step meets every task.
     """
     rng = random.Random(f"chunk-{seed}-{index}")
-    tasks = generate("train", rng.getrandbits(48), ROWS_PER_BATCH * BATCHES_PER_CHUNK)
+    tasks = generate("train", rng.getrandbits(48), ROWS_PER_BATCH * BATCHES_PER_CHUNK, task_names)
     examples = encode(tokenizer, tasks, rng)
     examples.sort(key=lambda example: len(example.answer_ids))
     short, long = examples[: len(examples) // 2], examples[len(examples) // 2 :]

@@ -25,12 +25,25 @@ from dlm_sglang.bundled.batches import BATCHES_PER_CHUNK, Batch, chunk
 from dlm_sglang.bundled.drafter import train_drafter
 from dlm_sglang.bundled.export import write_adapter, write_config, write_weights
 from dlm_sglang.bundled.gradients import BATCHES_PER_STEP, ParallelGradients
+from dlm_sglang.bundled.tasks import TASK_NAMES
 from dlm_sglang.bundled.tokenizer import train_tokenizer
 from dlm_sglang.reference.checkpoint import ADAPTER_FOLDER
 from dlm_sglang.reference.model import NldConfig, NldModel, load_model
 
 STEPS = 3000
-DECAY_STEPS = 900
+DECAY_STEPS = 1000
+# By then copying and templates are learned; what needs counting gets most of the examples.
+LATE_STEP = 1800
+LATE_TASK_NAMES = (
+    *TASK_NAMES,
+    "running-total",
+    "running-total",
+    "add",
+    "running-total",
+    "subtract",
+    "running-total",
+    "sort",
+)
 WARMUP_STEPS = 100
 DRAFTER_STEPS = 200
 MATRIX_LR = 4e-3
@@ -52,7 +65,8 @@ def batches(tokenizer: PreTrainedTokenizerBase, seed: int, first_step: int, num_
     steps_per_chunk = BATCHES_PER_CHUNK // BATCHES_PER_STEP
     for step in range(first_step, num_steps):
         if not current or step % steps_per_chunk == 0:
-            current = chunk(tokenizer, seed, step // steps_per_chunk)
+            names = TASK_NAMES if step < LATE_STEP else LATE_TASK_NAMES
+            current = chunk(tokenizer, seed, step // steps_per_chunk, task_names=names)
         first = step % steps_per_chunk * BATCHES_PER_STEP
         yield current[first : first + BATCHES_PER_STEP]
 

@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dlm_sglang.cli import params, serve
+from dlm_sglang.cli import bench, params, serve
 from dlm_sglang.errors import DlmError
 
-COMMANDS = (serve, params)
+COMMANDS = (serve, bench, params)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

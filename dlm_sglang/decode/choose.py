@@ -26,7 +26,7 @@ def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> tup
 
     Returns:
         token_ids: `[T]` int64, never the mask id.
-        confidence: `[T]` float32, softmax of the raw logits at the token.
+        confidence: `[T]` float64, softmax of the raw logits at the token.
 
     Source: spec sections 3.1 to 3.3; drafts that a verifier checks are greedy.
     """

@@ -11,12 +11,15 @@ from dlm_sglang.reference.sequence import Canvas
 
 
 def confidence(logits: Tensor, token_id: int) -> float:
-    """How sure the model is of `token_id`: its softmax probability under the raw logits, in float32.
+    """How sure the model is of `token_id`: its softmax probability under the raw logits, in float64.
+
+    A trained model is often surer than float32 can tell from 1, and then the order of filling would follow
+    the rounding of a sum.
 
     Args:
         logits: `[V]` as the model gave them: no temperature, no filter, the mask id included.
     """
-    return float(torch.softmax(logits.float(), dim=-1)[token_id])
+    return float(torch.softmax(logits.double(), dim=-1)[token_id])
 
 
 def spread_evenly(num_masks: int, num_steps: int) -> list[int]:
@@ -35,8 +38,8 @@ def confident_or_best(confidences: Mapping[int, float], threshold: float) -> lis
 
     Both sides are compared as float32 numbers, as an engine's tensors are.
     """
-    float32_threshold = float(torch.tensor(threshold, dtype=torch.float32))
-    reached = [i for i, value in confidences.items() if value >= float32_threshold]
+    float32_threshold = _float32(threshold)
+    reached = [i for i, value in confidences.items() if _float32(value) >= float32_threshold]
     return reached or most_confident_first(confidences)[:1]
 
 
@@ -48,3 +51,7 @@ def ends_at_eos(canvas: Canvas, eos_ids: Collection[int]) -> bool:
         if token_id in eos_ids:
             return True
     return False
+
+
+def _float32(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float32))

@@ -131,6 +131,7 @@ async def generate_request(original: Callable[..., Any], manager: Any, obj: Any,
         async for output in outputs:
             report.record_output(output)
             yield output
+    _forget_unsent(manager, obj)
 
 
 def update_request_meta_info(
@@ -205,3 +206,15 @@ def _translate_internal(obj: Any, limits: ServerLimits) -> None:
     """Check SGLang's internal request and resolve its decode parameters in place."""
     refuse_unsupported({name: getattr(obj, name, None) for name in _NATIVE_NAMES}, Surface.NATIVE)
     obj.sampling_params = translate_sampling(obj.sampling_params, limits, resolved=True)
+
+
+def _forget_unsent(manager: Any, obj: Any) -> None:
+    """Drop the states that SGLang makes for a streamed request with n > 1 and never sends or removes.
+
+    They would pile up, and keep the server from ever ending on SIGTERM.
+    TODO(sglang>0.5.21): drop when `_handle_batch_request` removes every state of the request it expands.
+    """
+    for rid in obj.rid if isinstance(obj.rid, list) else [obj.rid]:
+        state = manager.rid_to_state.get(rid)
+        if state is not None and not state.dispatched:
+            del manager.rid_to_state[rid]

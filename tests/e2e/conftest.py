@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,26 @@ from transformers import PreTrainedTokenizerFast
 
 import dlm_sglang
 from dlm_sglang.bundled.tasks import held_out_prompts
+from tests.e2e.asks import AUTOREGRESSIVE, DIFFUSIONS, SPECULATIONS, Ask
 from tests.e2e.oracle import Oracle
 from tests.e2e.server import Server, start_server
 
 BUNDLED = Path(dlm_sglang.__file__).parent / "assets" / "bundled"
 NUM_PROMPTS = 64
 POOL_TOKENS = 20_000
+SMALL_CONTEXT = 256
+SMALL_POOL_TOKENS = 900
+SMALL_FLAGS = (
+    *("--context-length", str(SMALL_CONTEXT), "--max-total-tokens", str(SMALL_POOL_TOKENS)),
+    *("--chunked-prefill-size", "64"),
+    # Admit more than fits, so that requests are retracted.
+    *("--schedule-conservativeness", "0.05"),
+)
+DIFFUSIONS_PER_PROMPT = 4
 # SGLang counts every KV slot after every round, not only when idle, and stops at the first one that is lost.
-STRICT_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
+STRICT_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
+# No slot is free and owned at once; looks through the whole pool every round.
+PAGE_CHECKS = {"SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
 
 ORACLE = pytest.StashKey[Oracle]()
 
@@ -35,6 +48,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log_file = tmp_path_factory.mktemp("server") / "server.log"
     server = start_server(checkpoint, log_file, ["--max-total-tokens", str(POOL_TOKENS)], STRICT_CHECKS)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def small_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose context ends soon and whose KV pool is full soon, with prefills in several chunks."""
+    log_file = tmp_path_factory.mktemp("small-server") / "server.log"
+    server = start_server(checkpoint, log_file, SMALL_FLAGS, {**STRICT_CHECKS, **PAGE_CHECKS})
     try:
         yield server
     finally:
@@ -61,6 +85,12 @@ def oracle(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Oracle]
 
 
 @pytest.fixture(scope="session")
+def small_oracle(checkpoint: Path, oracle: Oracle) -> Oracle:
+    """The oracle under the small server's context length."""
+    return Oracle(checkpoint, eos_ids=oracle.eos_ids, context_length=SMALL_CONTEXT)
+
+
+@pytest.fixture(scope="session")
 def prompts(tokenizer: PreTrainedTokenizerFast) -> list[tuple[int, ...]]:
     """Held-out questions as the chat template renders them."""
     rendered = [
@@ -70,12 +100,29 @@ def prompts(tokenizer: PreTrainedTokenizerFast) -> list[tuple[int, ...]]:
     return [tuple(tokenizer(str(text), add_special_tokens=False)["input_ids"]) for text in rendered]
 
 
+@pytest.fixture(scope="session")
+def mixed_asks(prompts: list[tuple[int, ...]]) -> list[Ask]:
+    """Every prompt autoregressively, by self-speculation and by several diffusion policies; all policies occur."""
+    speculations, diffusions = cycle(SPECULATIONS), cycle(DIFFUSIONS)
+    made: list[Ask] = []
+    for number, prompt_ids in enumerate(prompts):
+        policies = [AUTOREGRESSIVE, next(speculations)]
+        policies += [next(diffusions) for _ in range(DIFFUSIONS_PER_PROMPT)]
+        # Past the end of the answer the text is odd, which is where decoding differs most.
+        max_new_tokens, ignore_eos = (24, 31, 48)[number % 3], number % 2 == 1
+        made += [
+            Ask(prompt_ids=prompt_ids, policy=policy, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos)
+            for policy in policies
+        ]
+    return made
+
+
 @pytest.fixture(autouse=True)
 def server_stays_well(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test on the shared server: it lives, and told of no leak and no crash."""
     yield
-    if "server" in request.fixturenames:
-        server: Server = request.getfixturevalue("server")
+    for name in {"server", "small_server"} & set(request.fixturenames):
+        server: Server = request.getfixturevalue(name)
         assert server.is_alive(), f"the server ended with status {server.process.returncode}"
         assert server.alarms() == []
 

@@ -62,6 +62,14 @@ def test_samples_follow_the_distribution() -> None:
     assert chisquare(counts[kept].numpy(), (probs[kept] * num).numpy()).pvalue > 1e-3
 
 
+def test_confidence_near_one_keeps_its_order() -> None:
+    logits = torch.zeros(40, VOCAB)
+    logits[:, 2] = torch.linspace(20, 30, 40)
+    _, confidence = greedy_token(logits, MASK)
+    assert (confidence.diff() > 0).all()
+    torch.testing.assert_close(confidence, torch.softmax(logits.double(), -1)[:, 2], rtol=1e-9, atol=0)
+
+
 def test_greedy_skips_the_mask_but_counts_it_and_leaves_logits_alone() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 0.0, 9.0]])
     before = logits.clone()

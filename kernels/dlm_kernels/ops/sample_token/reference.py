@@ -25,17 +25,35 @@ def greedy_token(logits: Tensor, excluded_token_id: int) -> tuple[Tensor, Tensor
 
     Returns:
         token_ids: `[N]` int64, lowest id on ties.
-        confidence: `[N]` float32, softmax of the raw logits at the token.
+        confidence: `[N]` float64, softmax of the raw logits at the token.
 
     Source: NLD spec section 3.2 (mask id excluded from the choice, kept in the denominator).
     """
     logits = logits.float()
-    denominator = torch.logsumexp(logits, dim=-1)
     excluded = logits[:, excluded_token_id].clone()
     logits[:, excluded_token_id] = float("-inf")
-    best, token_ids = logits.max(dim=-1)
+    token_ids = logits.argmax(dim=-1)
     logits[:, excluded_token_id] = excluded
-    return token_ids, torch.exp(best - denominator)
+    return token_ids, confidence_of(logits, token_ids)
+
+
+def confidence_of(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Probability of each row's token under the raw logits, exact where it is close to 1.
+
+    A trained model is often surer than float32 can tell from 1. So the other tokens' odds are summed, which
+    float32 holds to full relative precision, and only `1 / (1 + odds)` is formed in float64.
+
+    Args:
+        logits: `[N, V]` float32.
+        token_ids: `[N]` int64.
+
+    Returns:
+        `[N]` float64.
+    """
+    index = token_ids[:, None]
+    odds = torch.exp(logits - logits.gather(1, index))
+    odds.scatter_(1, index, 0.0)
+    return 1.0 / (1.0 + odds.sum(dim=-1).double())
 
 
 def sample_token(
@@ -64,12 +82,11 @@ def sample_token(
 
     Returns:
         token_ids: `[N]` int64.
-        confidence: `[N]` float32, softmax of the raw logits (temperature 1, no filter) at the token.
+        confidence: `[N]` float64, softmax of the raw logits (temperature 1, no filter) at the token.
 
     Source: NLD spec section 3.2: the confidence uses the raw logits.
     """
     vocab_size = logits.shape[-1]
-    raw = logits.float()
     allowed = logits.double().clone()
     allowed[:, excluded_token_id] = float("-inf")
     probs = torch.softmax(allowed / temperature.double()[:, None], dim=-1)
@@ -86,8 +103,7 @@ def sample_token(
     cumulative = filtered.cumsum(dim=-1)
     target = uniform.double()[:, None] * cumulative[:, -1:]
     token_ids = (cumulative > target).int().argmax(dim=-1)
-    chosen = raw.gather(1, token_ids[:, None]).squeeze(1)
-    return token_ids, torch.exp(chosen - torch.logsumexp(raw, dim=-1))
+    return token_ids, confidence_of(logits.float(), token_ids)
 
 
 def uniform_from_seed(seed: Tensor, position: Tensor, step: Tensor) -> Tensor:

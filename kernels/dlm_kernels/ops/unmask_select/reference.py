@@ -20,7 +20,8 @@ def unmask_select(
 
     Args:
         is_masked: `[R, L]` bool.
-        confidence: `[R, L]` float32; values at unmasked positions are ignored.
+        confidence: `[R, L]` float64; values at unmasked positions are ignored. Ranks use all of it, the threshold
+            is compared in float32, its own precision.
         confidence_threshold: `[R]` float32, NaN where the even schedule rules.
         quota: `[R]` int64, positions to fill under the even schedule, >= 0.
         fill_all: `[R]` bool, last allowed step: everything left is filled.
@@ -34,6 +35,6 @@ def unmask_select(
     order = torch.argsort(ranked, dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
     by_schedule = torch.isnan(confidence_threshold)[:, None]
-    passes = confidence >= confidence_threshold[:, None]
+    passes = confidence.float() >= confidence_threshold[:, None]
     chosen = torch.where(by_schedule, rank < quota[:, None], passes | (rank == 0))
     return is_masked & (chosen | fill_all[:, None])

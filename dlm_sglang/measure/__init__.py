@@ -1,0 +1,1 @@
+"""Measurements against running servers; never imports SGLang."""

@@ -1,0 +1,154 @@
+"""Clients that leave and pools that overflow: nothing is lost, nothing stays behind, the tokens are the same."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import replace
+from itertools import cycle, islice
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.asks import (
+    AUTOREGRESSIVE,
+    Answer,
+    Ask,
+    Policy,
+    answered,
+    ask_all,
+    async_client,
+    diffusion,
+    shuffled,
+    speculation,
+)
+from tests.e2e.oracle import Oracle
+from tests.e2e.server import Server
+
+NUM_REQUESTS = 300
+CONCURRENCY = 100
+MAX_EVENTS_BEFORE_CUT = 8
+KINDS: dict[str, Policy] = {
+    "autoregressive": AUTOREGRESSIVE,
+    "self-speculation": speculation(16),
+    "diffusion": diffusion(16, 8, 0.9),
+    "diffusion-unseeded": diffusion(16, 8, None, seeded_blocks=False),
+}
+
+
+def test_hundred_of_300_requests_cut_off_leave_nothing_behind(
+    server: Server, oracle: Oracle, mixed_asks: list[Ask]
+) -> None:
+    rng = random.Random(300)
+    asks = list(islice(cycle(shuffled(mixed_asks, seed=9)), NUM_REQUESTS))
+    probes = shuffled(mixed_asks, seed=10)[:9]
+    probes_before = ask_all(server.url, probes, concurrency=3)
+    server.flush_cache()
+    before = empty_load(server)
+
+    cuts = [rng.choice(["abort", "disconnect"]) if number % 3 == 0 else None for number in range(NUM_REQUESTS)]
+    outcomes = asyncio.run(under_fire(server, asks, cuts, rng))
+
+    assert server.is_alive()
+    server.wait_idle()
+    server.flush_cache()
+    assert empty_load(server) == before
+    assert server.get("/health_generate").status_code == 200
+    num_cut = sum(outcome is None for outcome in outcomes)
+    assert num_cut > NUM_REQUESTS // 6, f"only {num_cut} requests were cut off; the others ended before"
+    survivors = [(one, outcome) for one, outcome in zip(asks, outcomes, strict=True) if outcome is not None]
+    assert len(survivors) >= NUM_REQUESTS * 2 // 3
+    wrong = oracle.mismatches([one for one, _ in survivors], [outcome for _, outcome in survivors])
+    assert not wrong, "\n".join(wrong)
+    probes_after = ask_all(server.url, probes, concurrency=3)
+    assert [answer.output_ids for answer in probes_after] == [answer.output_ids for answer in probes_before]
+
+
+def empty_load(server: Server) -> dict[str, Any]:
+    """What an idle server with a flushed cache holds; all of it must be nothing."""
+    load = server.wait_idle()
+    held = {name: load[name] for name in ("num_running_reqs", "num_waiting_reqs", "num_used_tokens", "token_usage")}
+    return {**held, **load["queues"]}
+
+
+async def under_fire(
+    server: Server, asks: list[Ask], cuts: list[str | None], rng: random.Random
+) -> list[Answer | None]:
+    """Send everything; the answer of each request, None where it was cut off before its end."""
+    gate = asyncio.Semaphore(CONCURRENCY)
+
+    async def one(client: httpx.AsyncClient, single: Ask, cut: str | None, num_events: int) -> Answer | None:
+        async with gate:
+            if cut is None:
+                return await answered(client, single)
+            return await cut_off(client, single, cut, num_events)
+
+    async with async_client(server.url) as client:
+        jobs = [
+            one(client, single, cut, rng.randint(0, MAX_EVENTS_BEFORE_CUT))
+            for single, cut in zip(asks, cuts, strict=True)
+        ]
+        return list(await asyncio.gather(*jobs))
+
+
+async def cut_off(client: httpx.AsyncClient, single: Ask, cut: str, num_events: int) -> None:
+    """Stream a request and leave it after some events: close the connection, or have the server abort it.
+
+    A denoise round streams an event too, so the cut falls in any phase of a block; without events, in the queue.
+    """
+    rid = f"cut-{id(single)}-{random.getrandbits(64):x}"
+    body = {**single.body(stream=True), "rid": rid}
+    async with client.stream("POST", "/generate", json=body) as response:
+        assert response.status_code == 200
+        seen = 0
+        async for line in response.aiter_lines():
+            if line == "data: [DONE]":
+                return
+            if not line.startswith("data: "):
+                continue
+            seen += 1
+            if seen > num_events:
+                if cut == "disconnect":
+                    return
+                reply = await client.post("/abort_request", json={"rid": rid})
+                assert reply.status_code == 200
+                num_events = len(single.prompt_ids) + 10_000
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "mixed"])
+def test_retraction_under_a_tiny_pool_changes_no_token(
+    small_server: Server, small_oracle: Oracle, prompts: list[tuple[int, ...]], kind: str
+) -> None:
+    policies = list(KINDS.values()) if kind == "mixed" else [KINDS[kind]]
+    asks = [
+        Ask(
+            prompt_ids=prompts[number],
+            policy=policies[number % len(policies)],
+            max_new_tokens=120,
+            ignore_eos=True,
+            # Every second one samples: what a retracted request draws again must be what it drew before.
+            **({"temperature": 0.8, "seed": number} if number % 2 else {}),
+        )
+        for number in range(16)
+    ]
+    answers = ask_all(small_server.url, asks, concurrency=len(asks))
+    retracted = {
+        one.policy for one, answer in zip(asks, answers, strict=True) if answer.meta["num_retractions"] > 0
+    }
+    assert retracted, "no request was retracted, so this test shows nothing"
+    assert "Retract requests" in small_server.log
+    assert not (wrong := small_oracle.mismatches(asks, answers)), "\n".join(wrong)
+    for answer in answers:
+        assert answer.num_tokens == len(answer.output_ids) == 120
+    small_server.wait_idle()
+
+
+def test_small_pool_is_empty_after_retractions(small_server: Server, prompts: list[tuple[int, ...]]) -> None:
+    asks = [
+        replace(Ask(prompt_ids=prompts[number], policy=policy), max_new_tokens=100, ignore_eos=True)
+        for number, policy in enumerate([*KINDS.values()] * 3)
+    ]
+    ask_all(small_server.url, asks, concurrency=len(asks))
+    small_server.flush_cache()
+    assert set(empty_load(small_server).values()) == {0}

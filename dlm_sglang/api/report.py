@@ -17,7 +17,7 @@ Stats = Mapping[str, object]
 STATS_KEY = "dlm"
 
 # Each mean, with the count that weighs it when choices are summed up.
-_MEANS = {"tokens_per_forward": "num_forwards", "mean_accept_length": "num_commit_forwards"}
+_MEANS = {"tokens_per_forward": "num_forwards", "mean_accept_length": "num_blocks"}
 _FINISHED = re.compile(rb'"finish_reason":\s*"')
 
 

@@ -98,21 +98,24 @@ def check_http() -> list[str]:
     return lost
 
 
-@cache
 def server_limits() -> ServerLimits | None:
-    """The limits of the running server, or None while it decodes with another algorithm."""
-    from sglang.srt.runtime_context import get_spec
-
-    spec = get_spec()
-    if str(spec.speculative_algorithm).upper() != ALGORITHM:
-        return None
+    """The limits of the server in this process, or None while it decodes with another algorithm."""
     from sglang.srt.entrypoints.http_server import get_global_state
 
     state = get_global_state()
-    config = None if state is None else state.tokenizer_manager.model_config.hf_config
+    return None if state is None else limits_of(state.tokenizer_manager)
+
+
+@cache
+def limits_of(manager: Any) -> ServerLimits | None:
+    """The limits of the server or engine behind a tokenizer manager, or None as in `server_limits`."""
+    from sglang.srt.runtime_context import get_spec
+
+    if not _is_ours():
+        return None
     return DecodeSettings.from_env().limits(
-        max_block_length=spec.speculative_num_draft_tokens,
-        checkpoint_block_length=getattr(config, "block_size", None),
+        max_block_length=get_spec().speculative_num_draft_tokens,
+        checkpoint_block_length=getattr(manager.model_config.hf_config, "block_size", None),
     )
 
 
@@ -120,7 +123,7 @@ async def generate_request(original: Callable[..., Any], manager: Any, obj: Any,
     """Check what is about to be decoded, by whatever route it came, and report what ran."""
     from sglang.srt.managers.io_struct import GenerateReqInput
 
-    limits = server_limits()
+    limits = limits_of(manager)
     if limits is not None and isinstance(obj, GenerateReqInput):
         try:
             _translate_internal(obj, limits)
@@ -154,7 +157,7 @@ def run_uvicorn(original: Callable[..., None], app: Any, *args: Any, **kwargs: A
 
 def run_granian(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Refuse HTTP/2 with several HTTP workers: they would start without our layer."""
-    if kwargs.get("tokenizer_worker_num", 1) > 1 and server_limits() is not None:
+    if kwargs.get("tokenizer_worker_num", 1) > 1 and _is_ours():
         raise SeamError(
             [f"{GRANIAN_RUN}: --enable-http2 with --tokenizer-worker-num above 1 starts workers without plugins"],
             hint="leave one of the two flags out",
@@ -197,6 +200,12 @@ def _checked_lifespan(
             yield state
 
     return lifespan
+
+
+def _is_ours() -> bool:
+    from sglang.srt.runtime_context import get_spec
+
+    return str(get_spec().speculative_algorithm).upper() == ALGORITHM
 
 
 _NATIVE_NAMES = tuple(refusal.name for refusal in REFUSALS if Surface.NATIVE in refusal.surfaces)

@@ -27,9 +27,15 @@ def hold_emissions(original: Callable[..., None], processor: Any, batch: Any, re
 
 
 class DlmOutputStreamer(SchedulerOutputStreamer):
-    """Adds the statistics of finished requests to what goes to the tokenizer process."""
+    """Streams rows that have something to say, and adds the statistics of finished requests."""
 
     has_additional_customized_info: ClassVar[bool] = True
+
+    def stream_output(self, reqs: list[Any], return_logprob: bool, skip_req: Any = None) -> None:
+        """Leave out rows that only denoised: SGLang would send each of them an empty event per round."""
+        speaking = [req for req in reqs if req.finished() or len(req.output_ids) > req.send_token_offset]
+        # Named base: a slotted dataclass is a new class, which zero-argument super() does not know.
+        SchedulerOutputStreamer.stream_output(self, speaking, return_logprob, skip_req)
 
     def build_additional_customized_info(self, reqs: list[Any]) -> dict[str, list[Any]]:
         """One list per request: empty until it finished, then its statistics."""

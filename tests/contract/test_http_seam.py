@@ -25,6 +25,7 @@ from dlm_sglang.seams import http
 from dlm_sglang.seams.check import check_shape
 from dlm_sglang.seams.http_table import HTTP_SEAMS
 from dlm_sglang.seams.table import Seam
+from dlm_sglang.setting_table import SETTINGS
 
 LIMITS = ServerLimits()
 DEFAULTS = DecodeParams.from_fields({}, LIMITS).to_flat()
@@ -33,7 +34,8 @@ STATS = {"generation_mode": "diffusion", "num_forwards": 4}
 
 @pytest.fixture(autouse=True)
 def _our_algorithm_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "server_limits", lambda: LIMITS)
+    monkeypatch.setattr(http, "limits_of", lambda manager: LIMITS)
+    monkeypatch.setattr(http, "_is_ours", lambda: True)
 
 
 @pytest.mark.parametrize("seam", HTTP_SEAMS, ids=lambda seam: seam.target.removeprefix("sglang.srt."))
@@ -134,13 +136,13 @@ def test_a_request_that_cannot_be_served_is_a_value_error_for_sglang() -> None:
         GenerateReqInput(text="a", sampling_params={"frequency_penalty": 1}),
         GenerateReqInput(text="a", sampling_params=forged),
     ):
-        with pytest.raises(ValueError, match="not supported|block_length"):
+        with pytest.raises(ValueError, match=r"not supported|block_length"):
             run_request(obj, [])
 
 
 def test_an_embedding_request_and_another_algorithm_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     run_request(EmbeddingReqInput(text="a"), [])
-    monkeypatch.setattr(http, "server_limits", lambda: None)
+    monkeypatch.setattr(http, "limits_of", lambda manager: None)
     obj = GenerateReqInput(text="a", sampling_params={"frequency_penalty": 1})
     run_request(obj, [])
     assert obj.sampling_params == {"frequency_penalty": 1}
@@ -215,6 +217,20 @@ def test_the_app_of_http_workers_is_sglangs_own() -> None:
     assert import_from_string(http.WORKER_APP) is app
     with pytest.raises(AttributeError):
         http.no_such_name  # noqa: B018
+
+
+def test_limits_come_from_the_server_and_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt import runtime_context
+
+    monkeypatch.undo()
+    for setting in SETTINGS:
+        monkeypatch.delenv(setting.variable, raising=False)
+    manager = SimpleNamespace(model_config=SimpleNamespace(hf_config=SimpleNamespace(block_size=8)))
+    for algorithm, expected in (("DLM", ServerLimits(default_block_length=8, max_block_length=16)), (None, None)):
+        spec = SimpleNamespace(speculative_algorithm=algorithm, speculative_num_draft_tokens=16)
+        monkeypatch.setattr(runtime_context, "get_spec", lambda spec=spec: spec)
+        assert http.limits_of.__wrapped__(manager) == expected
+    assert http.server_limits() is None
 
 
 def test_http2_with_several_workers_is_refused() -> None:

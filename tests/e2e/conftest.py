@@ -76,9 +76,7 @@ def oracle(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Oracle]
     num_threads = torch.get_num_threads()
     # The model is tiny, and the server is running beside it.
     torch.set_num_threads(1)
-    oracle = Oracle(
-        checkpoint, eos_ids=[config["eos_token_id"]], context_length=int(config["max_position_embeddings"])
-    )
+    oracle = Oracle(checkpoint, eos_ids=[config["eos_token_id"]], context_length=int(config["max_position_embeddings"]))
     request.config.stash[ORACLE] = oracle
     yield oracle
     torch.set_num_threads(num_threads)

@@ -90,9 +90,7 @@ class Oracle:
 
     def is_tie(self, ask: Ask, output_ids: list[int]) -> bool:
         """Whether logits that are off by no more than rounding give exactly these tokens."""
-        return any(
-            self._decode(NoisyModel(self.model, seed), ask).token_ids == output_ids for seed in range(TIE_TRIES)
-        )
+        return any(self._decode(NoisyModel(self.model, seed), ask).token_ids == output_ids for seed in range(TIE_TRIES))
 
     def _decode(self, model: TriModeModel, ask: Ask) -> OracleResult:
         stop_ids = frozenset() if ask.ignore_eos else self.eos_ids | set(ask.stop_token_ids)

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.server import START_TIMEOUT_S, free_port, launch_command, stop_tree
 
 # Imported by Python at start, in every process of the server: takes one thing away from SGLang once it is imported.
-VANISHING_TARGET = '''
+VANISHING_TARGET = """
 import importlib.abc
 import importlib.machinery
 import sys
@@ -37,7 +37,7 @@ class Vanish(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, Vanish())
-'''
+"""
 
 
 def refusal(checkpoint: Path, flags: list[str], environment: dict[str, str]) -> tuple[int, str]:

@@ -70,9 +70,7 @@ def test_max_tokens_cuts_inside_a_block(
     server: Server, oracle: Oracle, prompts: list[tuple[int, ...]], policy: Policy
 ) -> None:
     limits = (1, 2, BLOCK_LENGTH - 1, BLOCK_LENGTH, BLOCK_LENGTH + 1, 2 * BLOCK_LENGTH + 1)
-    asks = [
-        Ask(prompt_ids=prompts[4], policy=policy, max_new_tokens=limit, ignore_eos=True) for limit in limits
-    ]
+    asks = [Ask(prompt_ids=prompts[4], policy=policy, max_new_tokens=limit, ignore_eos=True) for limit in limits]
     answers = ask_all(server.url, asks, concurrency=4)
     check(oracle, asks, answers)
     assert [answer.num_tokens for answer in answers] == list(limits)
@@ -164,9 +162,7 @@ def test_prompt_of_one_token(server: Server, oracle: Oracle) -> None:
     check(oracle, asks, ask_all(server.url, asks, concurrency=6))
 
 
-def test_mask_id_in_a_prompt_is_ordinary_text(
-    server: Server, oracle: Oracle, prompts: list[tuple[int, ...]]
-) -> None:
+def test_mask_id_in_a_prompt_is_ordinary_text(server: Server, oracle: Oracle, prompts: list[tuple[int, ...]]) -> None:
     mask = oracle.mask_token_id
     asks = [
         Ask(prompt_ids=prompt_ids, policy=policy, max_new_tokens=20, ignore_eos=True)

@@ -133,9 +133,7 @@ def test_retraction_under_a_tiny_pool_changes_no_token(
         for number in range(16)
     ]
     answers = ask_all(small_server.url, asks, concurrency=len(asks))
-    retracted = {
-        one.policy for one, answer in zip(asks, answers, strict=True) if answer.meta["num_retractions"] > 0
-    }
+    retracted = {one.policy for one, answer in zip(asks, answers, strict=True) if answer.meta["num_retractions"] > 0}
     assert retracted, "no request was retracted, so this test shows nothing"
     assert "Retract requests" in small_server.log
     assert not (wrong := small_oracle.mismatches(asks, answers)), "\n".join(wrong)

@@ -1,4 +1,4 @@
-"""Temperature above 0: seeds repeat, filters filter, and self-speculation samples from the autoregressive distribution."""
+"""Temperature above 0: seeds repeat, filters filter, and self-speculation samples as autoregressive decoding does."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def test_sampled_tokens_are_the_oracles_in_a_mixed_batch(server: Server, oracle:
     assert not (wrong := oracle.mismatches(mixed, answers)), "\n".join(wrong)
 
 
-def test_equal_seeds_give_equal_tokens_alone_and_in_a_batch(
-    server: Server, oracle: Oracle, sampled: list[Ask]
-) -> None:
+def test_equal_seeds_give_equal_tokens_alone_and_in_a_batch(server: Server, oracle: Oracle, sampled: list[Ask]) -> None:
     some = sampled[:: len(FILTERS) + 1]
     answers = [ask(server.url, one) for one in some]
     assert not (wrong := oracle.mismatches(some, answers)), "\n".join(wrong)
@@ -75,7 +73,8 @@ def test_self_speculation_gives_the_very_tokens_of_autoregressive_at_the_same_se
     server: Server, oracle: Oracle, prompts: list[tuple[int, ...]]
 ) -> None:
     causal = [
-        Ask(prompt_ids=prompts[seed], policy=AUTOREGRESSIVE, seed=seed, temperature=1.0, top_p=0.95) for seed in range(8)
+        Ask(prompt_ids=prompts[seed], policy=AUTOREGRESSIVE, seed=seed, temperature=1.0, top_p=0.95)
+        for seed in range(8)
     ]
     expected = ask_all(server.url, causal, concurrency=8)
     for policy in (policy for policy in POLICIES if policy.mode == "self_speculation"):
@@ -90,9 +89,7 @@ def test_different_seeds_and_no_seed_give_different_tokens(
 ) -> None:
     seeds: list[int | None] = [0, 1, -1, 2**62 + 3, None, None]
     # Hot enough that two equal outputs of 32 tokens are no accident, whatever the weights.
-    asks = [
-        Ask(prompt_ids=prompts[0], policy=policy, seed=seed, temperature=20.0, ignore_eos=True) for seed in seeds
-    ]
+    asks = [Ask(prompt_ids=prompts[0], policy=policy, seed=seed, temperature=20.0, ignore_eos=True) for seed in seeds]
     outputs = [tuple(answer.output_ids) for answer in ask_all(server.url, asks, concurrency=len(asks))]
     assert len(set(outputs)) == len(outputs)
 
@@ -170,9 +167,7 @@ def outcome_odds(oracle: Oracle, prompt_ids: tuple[int, ...], temperature: float
     return odds
 
 
-def pooled(
-    counts: Counter[tuple[int, ...]], odds: dict[tuple[int, ...], float]
-) -> tuple[list[float], list[float]]:
+def pooled(counts: Counter[tuple[int, ...]], odds: dict[tuple[int, ...], float]) -> tuple[list[float], list[float]]:
     """Observed and expected counts, the outcomes too rare for a chi-square in one cell."""
     cells: list[tuple[float, float]] = []
     rest_observed, rest_expected = 0.0, 0.0

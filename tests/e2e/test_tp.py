@@ -1,0 +1,37 @@
+"""Two tensor-parallel ranks give the tokens of one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.asks import Ask, ask_all
+from tests.e2e.oracle import Oracle
+from tests.e2e.server import start_server
+from tests.e2e.test_pressure import KINDS
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_oracles_tokens_in_every_mode(
+    checkpoint: Path, tmp_path: Path, oracle: Oracle, prompts: list[tuple[int, ...]]
+) -> None:
+    asks = [
+        Ask(prompt_ids=prompts[number], policy=policy, max_new_tokens=24)
+        for number in range(3)
+        for policy in KINDS.values()
+    ]
+    asks += [replace(one, temperature=0.8, seed=number) for number, one in enumerate(asks[:4])]
+    server = start_server(
+        checkpoint,
+        tmp_path / "server.log",
+        ["--tp-size", "2", "--max-total-tokens", "4000"],
+        {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"},
+    )
+    try:
+        answers = ask_all(server.url, asks, concurrency=8)
+        assert not (wrong := oracle.mismatches(asks, answers)), "\n".join(wrong)
+        assert server.alarms() == []
+    finally:
+        server.stop()

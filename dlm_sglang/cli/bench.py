@@ -24,7 +24,7 @@ def add_parser(commands: Commands) -> None:
         description="Start plain SGLang and our server on the same weights, load both in turn, print tokens/s and "
         "ratios: our AR over plain SGLang's (fixed lengths), each mode over our AR (natural answers).",
     )
-    parser.add_argument("--model-path", type=Path, default=Path(BUNDLED_PATH), help="checkpoint (default: the bundled one)")
+    parser.add_argument("--model-path", type=Path, default=BUNDLED_PATH, help="checkpoint (default: the bundled one)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N")
     parser.add_argument("--requests", type=int, default=24, help="per run, at least twice the concurrency")
     parser.add_argument("--repeats", type=int, default=3)
@@ -44,9 +44,7 @@ def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
         print(line, file=out, flush=True)
 
     say(modes.header())
-    cells = modes.compare_modes(
-        arguments.model_path, arguments.concurrency, arguments.requests, arguments.repeats, say
-    )
+    cells = modes.compare_modes(arguments.model_path, arguments.concurrency, arguments.requests, arguments.repeats, say)
     command = shlex.join(["dlm-sglang", *sys.argv[1:]])
     if arguments.out is not None:
         modes.write_report(arguments.out, cells, command)

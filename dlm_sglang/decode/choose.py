@@ -1,4 +1,4 @@
-"""The token that each logits row of a round proposes, and how sure it is."""
+"""The token that each logits row of a round proposes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dlm_sglang.decode.round import RoundInputs
 
 
-def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> tuple[Tensor, Tensor]:
+def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> Tensor:
     """Pick a token for every query token of the round.
 
     Args:
@@ -25,23 +25,22 @@ def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> tup
         logits: `[T, V]` float.
 
     Returns:
-        token_ids: `[T]` int64, never the mask id.
-        confidence: `[T]` float64, softmax of the raw logits at the token.
+        `[T]` int64, never the mask id.
 
     Source: spec sections 3.1 to 3.3; drafts that a verifier checks are greedy.
     """
-    token_ids, confidence = greedy_token(logits, state.mask_token_id)
+    token_ids = greedy_token(logits, state.mask_token_id)
     if inputs.traits.all_greedy:
-        return token_ids, confidence
+        return token_ids
     slot_of_token = torch.repeat_interleave(inputs.slots, inputs.row_lens_device, output_size=logits.shape[0])
     is_denoise = state.phase[slot_of_token] == DENOISE
     temperature = torch.where(is_denoise, state.denoise_temperature[slot_of_token], state.temperature[slot_of_token])
     rows = (temperature > 0).nonzero().squeeze(1)
     if rows.numel() == 0:
-        return token_ids, confidence
+        return token_ids
     slots = slot_of_token[rows]
     uniform = _uniform(state, slots, inputs.positions[rows], is_denoise[rows])
-    token_ids[rows], confidence[rows] = sample_token(
+    token_ids[rows] = sample_token(
         logits[rows],
         uniform,
         temperature[rows],
@@ -50,7 +49,7 @@ def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> tup
         state.min_p[slots],
         state.mask_token_id,
     )
-    return token_ids, confidence
+    return token_ids
 
 
 def _uniform(state: BlockState, slots: Tensor, positions: Tensor, is_denoise: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ def choose_seeds(logits: Tensor, policies: Sequence[DecodePolicy], positions: Te
     Returns:
         `[R]` int64.
     """
-    token_ids, _ = greedy_token(logits, mask_token_id)
+    token_ids = greedy_token(logits, mask_token_id)
     sampled = [row for row, policy in enumerate(policies) if policy.temperature > 0]
     if not sampled:
         return token_ids
@@ -83,7 +82,7 @@ def choose_seeds(logits: Tensor, policies: Sequence[DecodePolicy], positions: Te
         return torch.tensor(values, dtype=dtype, device=logits.device)
 
     seeds = column([policy.seed for policy in chosen], torch.int64)
-    token_ids[rows], _ = sample_token(
+    token_ids[rows] = sample_token(
         logits[rows],
         uniform_from_seed(seeds, positions[rows], torch.zeros_like(seeds)),
         column([policy.temperature for policy in chosen], torch.float32),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from dlm_kernels.ops.accept_prefix import accept_prefix
+from dlm_kernels.ops.sample_token import confidence_of
 from dlm_kernels.ops.unmask_select import unmask_select
 from torch import Tensor
 
@@ -117,9 +118,7 @@ def plan_round(
     starts = lens.cumsum(0) - lens
     offsets = torch.arange(length, device=device)
     token_index = starts[:, None] + torch.minimum(offsets, lens[:, None] - 1)
-    row_of_token = torch.repeat_interleave(
-        torch.arange(len(row_lens), device=device), lens, output_size=sum(row_lens)
-    )
+    row_of_token = torch.repeat_interleave(torch.arange(len(row_lens), device=device), lens, output_size=sum(row_lens))
     offset_of_token = torch.arange(sum(row_lens), device=device) - starts[row_of_token]
     slot_of_token = slots[row_of_token]
     positions = seq_lens[row_of_token] + offset_of_token
@@ -159,8 +158,9 @@ def advance_round(state: BlockState, inputs: RoundInputs, logits: Tensor) -> Rou
     length = inputs.token_index.shape[1]
     in_row = torch.arange(length, device=slots.device) < lens[:, None]  # [R, L]
     is_denoise = state.phase[slots] == DENOISE
-    chosen, confidence = choose_tokens(state, inputs, logits)
-    chosen, confidence = chosen[inputs.token_index], confidence[inputs.token_index]
+    token_ids = choose_tokens(state, inputs, logits)
+    chosen = token_ids[inputs.token_index]
+    confidence = confidence_of(logits.float(), token_ids)[inputs.token_index]
 
     is_masked = state.is_masked[slots, :length] & in_row & is_denoise[:, None]
     filled = _filled_positions(state, inputs, is_masked, confidence)
@@ -182,7 +182,7 @@ def advance_round(state: BlockState, inputs: RoundInputs, logits: Tensor) -> Rou
 def _advance_autoregressive(state: BlockState, inputs: RoundInputs, logits: Tensor) -> RoundOutputs:
     """The round when every row is autoregressive: one token each, no block to lay out."""
     slots = inputs.slots
-    token_ids, _ = choose_tokens(state, inputs, logits)
+    token_ids = choose_tokens(state, inputs, logits)
     accept_lens = state.remaining[slots].clamp(0, 1)
     state.canvas[slots, 0] = token_ids
     state.remaining[slots] -= accept_lens

@@ -22,11 +22,13 @@ class LoadResult:
     Attributes:
         output_tokens: completion tokens, as the server bills them.
         num_forwards: decode forwards of all requests; 0 where the server does not report them.
+        num_block_tokens: tokens that those forwards emitted (a prefill emits one more).
         elapsed_s: first send to last answer.
     """
 
     output_tokens: int
     num_forwards: int
+    num_block_tokens: int
     elapsed_s: float
 
     @property
@@ -45,7 +47,7 @@ def run_load(url: str, bodies: Sequence[Fields], concurrency: int) -> LoadResult
 
 async def _run(url: str, bodies: Sequence[Fields], concurrency: int) -> LoadResult:
     queue = iter(bodies)
-    totals = [0, 0]
+    totals = [0, 0, 0]
     connector = aiohttp.TCPConnector(limit=concurrency)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600)) as session:
 
@@ -56,11 +58,13 @@ async def _run(url: str, bodies: Sequence[Fields], concurrency: int) -> LoadResu
                     if response.status != 200:
                         raise DlmError(f"the server answered {response.status}: {answer}")
                 totals[0] += answer["usage"]["completion_tokens"]
-                totals[1] += (answer.get("dlm") or {}).get("num_forwards", 0)
+                cost = answer.get("dlm") or {"num_forwards": 0, "tokens_per_forward": 0.0}
+                totals[1] += cost["num_forwards"]
+                totals[2] += round(cost["tokens_per_forward"] * cost["num_forwards"])
 
         begin = time.monotonic()
         await asyncio.gather(*(user() for _ in range(concurrency)))
-        return LoadResult(totals[0], totals[1], time.monotonic() - begin)
+        return LoadResult(totals[0], totals[1], totals[2], time.monotonic() - begin)
 
 
 def bodies_of(prompts: Sequence[Sequence[Mapping[str, str]]], count: int, fields: Sequence[Fields]) -> list[Fields]:

@@ -98,7 +98,7 @@ def _measure(
     for name, measured in results.items():
         ratios = [a.tok_s / b.tok_s for a, b in zip(measured, results[baseline], strict=True)]
         forwards = sum(result.num_forwards for result in measured)
-        tokens = sum(result.output_tokens for result in measured)
+        tokens = sum(result.num_block_tokens for result in measured)
         cell = Cell(
             workload,
             name,

@@ -55,6 +55,10 @@ class DlmForwardInput(SpecInput):
         self.draft_rows = draft_rows
 
 
+# Slots taken at once beyond a row's block while the pool has room: an allocation per token costs more than it.
+LOOKAHEAD = 16
+
+
 def prepare_decode_round(original: Any, batch: Any) -> None:
     """Reserve KV slots for each row's block; other algorithms keep SGLang's own preparation.
 
@@ -68,22 +72,42 @@ def prepare_decode_round(original: Any, batch: Any) -> None:
     if not isinstance(batch.spec_info, DlmRoundState):
         original(batch)
         return
+    committed = [req.kv.kv_committed_len for req in batch.reqs]
+    batch.seq_lens_cpu = torch.tensor(committed, dtype=torch.int64)
+    batch.seq_lens_sum = sum(committed)
     page_size = batch.token_to_kv_pool_allocator.page_size
-    row_width = batch.req_to_token_pool.req_to_token.shape[1]
-    current, needed = [], []
-    for req in batch.reqs:
-        allocated = req.kv.kv_allocated_len
-        wanted = min(req.kv.kv_committed_len + req.dlm.policy.block_length, req.dlm.context_length)
-        wanted = min(-(-wanted // page_size) * page_size, row_width)
-        current.append(allocated)
+    current = [req.kv.kv_allocated_len for req in batch.reqs]
+    needed = []
+    num_needed = 0
+    for req, allocated in zip(batch.reqs, current, strict=True):
+        wanted = _wanted_len(req, page_size)
         needed.append(max(allocated, wanted))
+        num_needed += max(0, wanted - allocated)
         req.decode_batch_idx += 1
-    committed = torch.tensor([req.kv.kv_committed_len for req in batch.reqs], dtype=torch.int64)
-    batch.seq_lens_cpu = committed
-    batch.seq_lens_sum = int(committed.sum())
-    num_needed = sum(needed) - sum(current)
     if num_needed == 0:
         return
+    if batch.token_to_kv_pool_allocator.available_size() >= num_needed + LOOKAHEAD * len(needed):
+        needed = [
+            max(length, _wanted_len(req, page_size, LOOKAHEAD)) if length > allocated else length
+            for req, length, allocated in zip(batch.reqs, needed, current, strict=True)
+        ]
+    _allocate(batch, current, needed)
+
+
+def tokens_for_next_round(original: Any, batch: Any, requests: list[Any], page_size: int) -> int:
+    """KV tokens that the next round cannot do without; SGLang retracts requests when they are not there."""
+    if not isinstance(batch.spec_info, DlmRoundState):
+        return int(original(batch, requests, page_size))
+    return sum(max(0, _wanted_len(req, page_size) - req.kv.kv_allocated_len) for req in requests)
+
+
+def _wanted_len(req: Any, page_size: int, lookahead: int = 0) -> int:
+    """Slots that `req` should hold: committed tokens and its block, whole pages, not past the context end."""
+    wanted = req.kv.kv_committed_len + req.dlm.policy.block_length + lookahead
+    return -(-min(wanted, req.dlm.context_length) // page_size) * page_size
+
+
+def _allocate(batch: Any, current: list[int], needed: list[int]) -> None:
     current_cpu = torch.tensor(current, dtype=torch.int32)
     needed_cpu = torch.tensor(needed, dtype=torch.int32)
     alloc_for_spec_decode(
@@ -95,18 +119,6 @@ def prepare_decode_round(original: Any, batch: Any) -> None:
         cur_kv_lens_cpu=current_cpu,
         nxt_kv_lens=needed_cpu.to(batch.device, non_blocking=True),
         nxt_kv_lens_cpu=needed_cpu,
-        num_needed_tokens=num_needed,
+        num_needed_tokens=sum(needed) - sum(current),
         batch=batch,
     )
-
-
-def tokens_for_next_round(original: Any, batch: Any, requests: list[Any], page_size: int) -> int:
-    """KV tokens that `prepare_decode_round` would take; SGLang retracts requests when they are not there."""
-    if not isinstance(batch.spec_info, DlmRoundState):
-        return int(original(batch, requests, page_size))
-    total = 0
-    for req in requests:
-        wanted = min(req.kv.kv_committed_len + req.dlm.policy.block_length, req.dlm.context_length)
-        wanted = -(-wanted // page_size) * page_size
-        total += max(0, wanted - req.kv.kv_allocated_len)
-    return total

@@ -30,9 +30,7 @@ def assign_req_to_token_pool(
         batch_size: R.
     """
     done = 0
-    for slot, start, end in zip(
-        req_pool_indices.tolist(), start_offset.tolist(), end_offset.tolist(), strict=True
-    ):
+    for slot, start, end in zip(req_pool_indices.tolist(), start_offset.tolist(), end_offset.tolist(), strict=True):
         if end > start:
             req_to_token[slot, start:end] = out_cache_loc[done : done + end - start].to(req_to_token.dtype)
             done += end - start

@@ -20,4 +20,3 @@ def activate() -> str | None:
     if torch.cuda.is_available() or torch.xpu.is_available():
         return None
     return PLATFORM_CLASS
-

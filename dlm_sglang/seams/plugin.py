@@ -23,8 +23,6 @@ def register() -> None:
     if _is_wanted():
         # Child processes have no command line to look at.
         os.environ[REQUIRED_VARIABLE] = "1"
-        # SGLang then imports its own hundred and more models only when one is asked for.
-        os.environ.setdefault("SGLANG_EXTERNAL_MODEL_PACKAGE", "dlm_sglang.seams.models")
     try:
         _register_all()
     except Exception as error:

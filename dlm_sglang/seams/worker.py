@@ -105,9 +105,7 @@ class DlmWorker(BaseSpecWorker):
         result.new_seq_lens = batch.seq_lens
         result.next_draft_input = DlmRoundState()
         self._hold_emissions(batch, states, seed_ids, seq_lens, result)
-        seed_counts = [
-            count + (not state.holds_emission) for count, state in zip(emitted, states, strict=True)
-        ]
+        seed_counts = [count + (not state.holds_emission) for count, state in zip(emitted, states, strict=True)]
         self.state.admit(slots, policies, seed_counts, seed_ids, result.new_seq_lens.long())
         return result
 
@@ -188,9 +186,7 @@ class DlmWorker(BaseSpecWorker):
             seq_lens_cpu=batch.seq_lens_cpu,
             positions=inputs.positions,
             spec_algorithm=self.algorithm,
-            spec_info=DlmForwardInput(
-                inputs.positions, inputs.kv_limit, inputs.row_lens, kv_lens, inputs.draft_rows
-            ),
+            spec_info=DlmForwardInput(inputs.positions, inputs.kv_limit, inputs.row_lens, kv_lens, inputs.draft_rows),
             capture_hidden_mode=DlmForwardInput.capture_hidden_mode,
             return_hidden_states_before_norm=False,
         )

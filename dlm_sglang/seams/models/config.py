@@ -13,7 +13,6 @@ class NemotronLabsDiffusionConfig(PretrainedConfig):
     """Values come from the checkpoint's own config.json; class defaults are never trusted (spec section 1.3)."""
 
     model_type = MODEL_TYPE
-    keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ _PREFIX = re.compile(r"^(?:(?:base_model|language_model|model)\.)+")
 _HEAD_NAMES = ("diffusion_head", "lm_head")
 # Per-layer KV scales that some repacks carry and no released model uses.
 _DROPPED = re.compile(r"\.(?:k_scale|v_scale)$")
-_FUSED = {
+_FUSED: dict[str, tuple[str, str | int]] = {
     "q_proj": ("qkv_proj", "q"),
     "k_proj": ("qkv_proj", "k"),
     "v_proj": ("qkv_proj", "v"),

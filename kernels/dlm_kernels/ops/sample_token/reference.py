@@ -16,25 +16,23 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
-def greedy_token(logits: Tensor, excluded_token_id: int) -> tuple[Tensor, Tensor]:
-    """Pick each row's most likely token and its probability.
+def greedy_token(logits: Tensor, excluded_token_id: int) -> Tensor:
+    """Pick each row's most likely token.
 
     Args:
         logits: `[N, V]`, any float dtype; not changed.
-        excluded_token_id: never picked (the mask id), yet part of the probability's denominator.
+        excluded_token_id: never picked (the mask id).
 
     Returns:
-        token_ids: `[N]` int64, lowest id on ties.
-        confidence: `[N]` float64, softmax of the raw logits at the token.
+        `[N]` int64, lowest id on ties.
 
-    Source: NLD spec section 3.2 (mask id excluded from the choice, kept in the denominator).
+    Source: NLD spec section 3.2 (the mask id is excluded from the choice).
     """
-    logits = logits.float()
     excluded = logits[:, excluded_token_id].clone()
     logits[:, excluded_token_id] = float("-inf")
     token_ids = logits.argmax(dim=-1)
     logits[:, excluded_token_id] = excluded
-    return token_ids, confidence_of(logits, token_ids)
+    return token_ids
 
 
 def confidence_of(logits: Tensor, token_ids: Tensor) -> Tensor:
@@ -44,7 +42,7 @@ def confidence_of(logits: Tensor, token_ids: Tensor) -> Tensor:
     float32 holds to full relative precision, and only `1 / (1 + odds)` is formed in float64.
 
     Args:
-        logits: `[N, V]` float32.
+        logits: `[N, V]` float32, the mask id's among them: it counts in the denominator (spec section 3.2).
         token_ids: `[N]` int64.
 
     Returns:
@@ -64,7 +62,7 @@ def sample_token(
     top_p: Tensor,
     min_p: Tensor,
     excluded_token_id: int,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Draw each row's token by inverse CDF from its filtered distribution.
 
     Filters apply in this order: temperature, top-k, top-p (the smallest descending prefix whose sum reaches
@@ -81,10 +79,7 @@ def sample_token(
         excluded_token_id: never drawn.
 
     Returns:
-        token_ids: `[N]` int64.
-        confidence: `[N]` float64, softmax of the raw logits (temperature 1, no filter) at the token.
-
-    Source: NLD spec section 3.2: the confidence uses the raw logits.
+        `[N]` int64.
     """
     vocab_size = logits.shape[-1]
     allowed = logits.double().clone()
@@ -102,8 +97,7 @@ def sample_token(
     filtered = torch.zeros_like(probs).scatter_(1, order, ranked)
     cumulative = filtered.cumsum(dim=-1)
     target = uniform.double()[:, None] * cumulative[:, -1:]
-    token_ids = (cumulative > target).int().argmax(dim=-1)
-    return token_ids, confidence_of(logits.float(), token_ids)
+    return (cumulative > target).int().argmax(dim=-1)
 
 
 def uniform_from_seed(seed: Tensor, position: Tensor, step: Tensor) -> Tensor:

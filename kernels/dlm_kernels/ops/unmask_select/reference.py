@@ -33,7 +33,8 @@ def unmask_select(
     """
     ranked = confidence.masked_fill(~is_masked, float("-inf"))
     order = torch.argsort(ranked, dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    offsets = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, offsets)
     by_schedule = torch.isnan(confidence_threshold)[:, None]
     passes = confidence.float() >= confidence_threshold[:, None]
     chosen = torch.where(by_schedule, rank < quota[:, None], passes | (rank == 0))

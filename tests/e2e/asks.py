@@ -71,7 +71,7 @@ def diffusion(
 SPECULATIONS = (
     *(speculation(block_length) for block_length in (2, 8, 16, 32)),
     speculation(8, draft_threshold=0.5, max_denoising_steps=4),
-    speculation(16, draft_threshold=0.9, max_denoising_steps=16),
+    speculation(16, draft_threshold=0.9, max_denoising_steps=3),
 )
 DIFFUSIONS = tuple(
     diffusion(block_length, steps, threshold, seeded)

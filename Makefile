@@ -58,7 +58,7 @@ bench: setup ## measure the modes against plain SGLang
 
 .PHONY: eval
 eval: setup ## score the bundled checkpoint on held-out prompts
-	@exec $(BIN)/dlm-sglang eval $(ARGS)
+	@exec $(BIN)/python -m dlm_sglang.bundled.evaluate $(ARGS)
 
 .PHONY: train
 train: setup ## train the bundled checkpoint again (at most 2 hours on 2 cores)

@@ -75,7 +75,8 @@ def _denoise(rows: Rows, canvas: Tensor, threshold: float | None, num_steps: int
         return
     logits = rows.denoise(canvas[which], which)
     picks = rows.pick(logits)
-    confidence = logits.softmax(-1).gather(2, picks[..., None])[..., 0].masked_fill(~is_masked[which], -1.0)
+    # In float64, as the oracle: a trained model is often surer than float32 can tell from 1.
+    confidence = logits.double().softmax(-1).gather(2, picks[..., None])[..., 0].masked_fill(~is_masked[which], -1.0)
     if steps_left == 1:
         chosen = is_masked[which]
     elif threshold is None:
@@ -85,5 +86,5 @@ def _denoise(rows: Rows, canvas: Tensor, threshold: float | None, num_steps: int
         chosen = torch.zeros_like(confidence, dtype=torch.bool).scatter(1, order, True) & is_masked[which]
     else:
         best = torch.nn.functional.one_hot(confidence.argmax(1), canvas.shape[1]).bool()
-        chosen = ((confidence >= threshold) | best) & is_masked[which]
+        chosen = ((confidence.float() >= threshold) | best) & is_masked[which]
     canvas[which] = torch.where(chosen, picks, canvas[which])

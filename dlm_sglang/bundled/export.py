@@ -69,7 +69,7 @@ def write_config(folder: Path) -> None:
 def write_weights(folder: Path, weights: dict[str, Tensor]) -> None:
     """Write model.safetensors in BF16."""
     rounded = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
-    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+    _save(rounded, folder / "model.safetensors")
 
 
 def write_adapter(folder: Path, model: NldModel) -> None:
@@ -101,4 +101,10 @@ def write_adapter(folder: Path, model: NldModel) -> None:
     adapter_folder = folder / ADAPTER_FOLDER
     adapter_folder.mkdir(exist_ok=True)
     (adapter_folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, adapter_folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    _save(tensors, adapter_folder / "adapter_model.safetensors")
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    save_file(tensors, file, metadata={"format": "pt"})
+    # safetensors writes for its user alone; a package is read by others.
+    file.chmod(0o644)

@@ -98,6 +98,16 @@ def _sort(rng: random.Random) -> tuple[str, str]:
     )
 
 
+def _follow(rng: random.Random) -> tuple[str, str]:
+    path = rng.sample(range(10), 7)
+    arrows = [f"{here}>{there}" for here, there in itertools.pairwise(path)]
+    rng.shuffle(arrows)
+    return (
+        f"Follow the list from {path[0]}: {', '.join(arrows)}.",
+        f"In order the numbers are {', '.join(map(str, path))}.",
+    )
+
+
 def _reverse(rng: random.Random) -> tuple[str, str]:
     words = rng.sample(WORDS, rng.randint(3, 5))
     backwards = words[::-1]
@@ -152,6 +162,7 @@ MAKERS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "json": _json,
     "code": _code,
     "fact": _fact,
+    "follow": _follow,
 }
 TASK_NAMES = tuple(MAKERS)
 

@@ -8,11 +8,15 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dlm_sglang.bundled.tasks import generate
+from dlm_sglang.bundled.tasks import TASK_NAMES, generate
 from dlm_sglang.bundled.thinking import SYSTEM_PROMPTS, thought_of
 
 BOS_ID, IM_START_ID, EOS_ID, THINK_ID, END_THINK_ID, MASK_ID = 1, 10, 11, 12, 13, 100
+# The byte alphabet follows the specials, in order.
+DIGIT_IDS = tuple(range(116, 126))
 VOCAB_SIZE = 1088
+# `follow` came later and lives on the words of the others.
+_CORPUS_TASK_NAMES = tuple(name for name in TASK_NAMES if name != "follow")
 CONTEXT_LENGTH = 4096
 _NUM_SPECIALS = MASK_ID + 1
 _NAMED_SPECIALS = {
@@ -93,7 +97,7 @@ def train_tokenizer(folder: Path, seed: int) -> PreTrainedTokenizerFast:
 def _corpus(seed: int) -> list[str]:
     """Questions, answers and the words around them, as plain texts."""
     texts = ["system\n", "user\n", "assistant\n", *SYSTEM_PROMPTS] * 50
-    for task in generate("train", seed, 9000):
+    for task in generate("train", seed, 9000, _CORPUS_TASK_NAMES):
         texts += [task.prompt, task.answer, thought_of(task)]
     return texts
 

@@ -1,7 +1,6 @@
 """Train the bundled checkpoint: `python -m dlm_sglang.bundled.train --out FOLDER --seed 0`.
 
-Tokenizer, tri-mode model and drafter adapter, driven by step counts alone. The learning rate is
-held and then decayed to zero over the last steps, so a run stopped on the plateau can be continued.
+Tokenizer, tri-mode model and drafter adapter, driven by step counts alone.
 """
 
 from __future__ import annotations
@@ -25,26 +24,11 @@ from dlm_sglang.bundled.batches import BATCHES_PER_CHUNK, Batch, chunk
 from dlm_sglang.bundled.drafter import train_drafter
 from dlm_sglang.bundled.export import write_adapter, write_config, write_weights
 from dlm_sglang.bundled.gradients import BATCHES_PER_STEP, ParallelGradients
-from dlm_sglang.bundled.tasks import TASK_NAMES
+from dlm_sglang.bundled.schedule import NUM_STEPS, learning_rate_factor, stage_of
 from dlm_sglang.bundled.tokenizer import train_tokenizer
 from dlm_sglang.reference.checkpoint import ADAPTER_FOLDER
 from dlm_sglang.reference.model import NldConfig, NldModel, load_model
 
-STEPS = 3000
-DECAY_STEPS = 1000
-# By then copying and templates are learned; what needs counting gets most of the examples.
-LATE_STEP = 1800
-LATE_TASK_NAMES = (
-    *TASK_NAMES,
-    "running-total",
-    "running-total",
-    "add",
-    "running-total",
-    "subtract",
-    "running-total",
-    "sort",
-)
-WARMUP_STEPS = 100
 DRAFTER_STEPS = 200
 MATRIX_LR = 4e-3
 OTHER_LR = 3e-3
@@ -54,19 +38,14 @@ _SAVE_EVERY_STEPS = 100
 _LOG_EVERY_STEPS = 20
 
 
-def learning_rate_factor(step: int, num_steps: int, decay_steps: int) -> float:
-    """Warm-up, plateau, straight line down to zero after the last step."""
-    return min((step + 1) / WARMUP_STEPS, 1.0, (num_steps - step) / decay_steps)
-
-
 def batches(tokenizer: PreTrainedTokenizerBase, seed: int, first_step: int, num_steps: int) -> Iterator[list[Batch]]:
     """The batches of every step from `first_step` on; a resumed run sees what an unbroken one sees."""
     current: list[Batch] = []
     steps_per_chunk = BATCHES_PER_CHUNK // BATCHES_PER_STEP
     for step in range(first_step, num_steps):
         if not current or step % steps_per_chunk == 0:
-            names = TASK_NAMES if step < LATE_STEP else LATE_TASK_NAMES
-            current = chunk(tokenizer, seed, step // steps_per_chunk, task_names=names)
+            stage = stage_of(step)
+            current = chunk(tokenizer, seed, step // steps_per_chunk, stage.noise, stage.task_names)
         first = step % steps_per_chunk * BATCHES_PER_STEP
         yield current[first : first + BATCHES_PER_STEP]
 
@@ -111,7 +90,7 @@ def make_optimizers(model: NldModel) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train_model(folder: Path, seed: int, num_steps: int, decay_steps: int, state_file: Path | None) -> NldModel:
+def train_model(folder: Path, seed: int, num_steps: int, state_file: Path | None) -> NldModel:
     """Train from scratch, or on from `state_file` where it exists; the folder needs tokenizer and config."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = NldModel(NldConfig.from_folder(folder))
@@ -131,7 +110,7 @@ def train_model(folder: Path, seed: int, num_steps: int, decay_steps: int, state
     gradients = ParallelGradients(partial(joint_loss, low), list(low.parameters()), list(model.parameters()))
     for step_batches in batches(tokenizer, seed, step, num_steps):
         for optimizer, base_lr in zip(optimizers, base_lrs, strict=True):
-            optimizer.param_groups[0]["lr"] = base_lr * learning_rate_factor(step, num_steps, decay_steps)
+            optimizer.param_groups[0]["lr"] = base_lr * learning_rate_factor(step)
         torch._foreach_copy_([p.data for p in low.parameters()], [p.data for p in model.parameters()])
         losses = gradients.step(step_batches)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -172,15 +151,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dlm_sglang.bundled.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS, help="steps of the model (default: %(default)s)")
-    parser.add_argument("--decay-steps", type=int, default=DECAY_STEPS, help="of which falling (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="fewer is a smoke test (default: %(default)s)")
     parser.add_argument("--drafter-steps", type=int, default=DRAFTER_STEPS, help="(default: %(default)s)")
     parser.add_argument("--state", type=Path, help="file to save progress in, and to continue from")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     train_tokenizer(args.out, args.seed)
     write_config(args.out)
-    model = train_model(args.out, args.seed, args.steps, args.decay_steps, args.state)
+    model = train_model(args.out, args.seed, args.steps, args.state)
     write_weights(args.out, model.state_dict())
     # The drafter fits the weights as they are stored, rounded to BF16.
     shutil.rmtree(args.out / ADAPTER_FOLDER, ignore_errors=True)

@@ -119,6 +119,7 @@ def _register_hooks() -> None:
             results.hold_emissions,
             HookType.AROUND,
         ),
+        (f"{srt}.managers.schedule_batch.Req.update_finish_state", results.skip_silent_rounds, HookType.AROUND),
         (
             f"{srt}.managers.scheduler.Scheduler.get_output_streamer_class",
             results.output_streamer_class,

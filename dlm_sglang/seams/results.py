@@ -26,6 +26,15 @@ def hold_emissions(original: Callable[..., None], processor: Any, batch: Any, re
     original(processor, batch, result)
 
 
+def skip_silent_rounds(original: Callable[..., None], req: Any, new_accepted_len: int = 1) -> None:
+    """Check for the end of a request only when it got tokens or was told to stop.
+
+    SGLang looks at the last `new_accepted_len` tokens; the last zero of a list are all of them.
+    """
+    if new_accepted_len > 0 or req.to_finish:
+        original(req, new_accepted_len)
+
+
 class DlmOutputStreamer(SchedulerOutputStreamer):
     """Streams rows that have something to say, and adds the statistics of finished requests."""
 

@@ -102,6 +102,14 @@ SEAMS: tuple[Seam, ...] = (
         Kind.HOOK,
     ),
     Seam(
+        f"{_BATCH}.Req.update_finish_state",
+        ("self", "new_accepted_len"),
+        "seams/results.py skip_silent_rounds",
+        "each denoise round would search a request's whole output for stop tokens",
+        "SGLang skips the search when nothing was accepted",
+        Kind.HOOK,
+    ),
+    Seam(
         f"{_SRT}.managers.scheduler.Scheduler.get_output_streamer_class",
         ("self",),
         "seams/results.py",

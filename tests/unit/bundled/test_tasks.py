@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 
@@ -21,8 +22,8 @@ def test_equal_seeds_give_equal_tasks_and_other_seeds_others() -> None:
 
 
 def test_no_training_prompt_is_held_out() -> None:
-    held_out = {task.prompt for task in generate("held-out", 5, 270)}
-    assert len(held_out) == 270
+    held_out = {task.prompt for task in generate("held-out", 5, 300)}
+    assert len(held_out) == 300
     assert all(split_of(prompt) == "held-out" for prompt in held_out)
     assert not held_out & {task.prompt for task in generate("train", 5, 4000)}
 
@@ -42,7 +43,7 @@ def test_held_out_list_is_stable() -> None:
     prompts = held_out_prompts(120)
     assert prompts[:60] == held_out_prompts(60)
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-    assert digest[:16] == "585f0ab235f1c402"
+    assert digest[:16] == "d7ccebaa3e0faa0e"
 
 
 @pytest.mark.parametrize("name", ["add", "subtract"])
@@ -76,6 +77,14 @@ def test_sorted_and_reversed_answers_use_the_numbers_and_words_of_the_prompt() -
     for task in of_task("reverse"):
         given = task.prompt.removeprefix("Reverse the list: ").rstrip(".").split(", ")
         assert task.answer.startswith(f"The reversed list is {', '.join(reversed(given))}, starting")
+
+
+def test_followed_paths_use_every_arrow_once() -> None:
+    for task in of_task("follow"):
+        start, arrows = task.prompt.removeprefix("Follow the list from ").rstrip(".").split(": ")
+        path = re.findall(r"\d", task.answer)
+        assert path[0] == start
+        assert sorted(f"{a}>{b}" for a, b in itertools.pairwise(path)) == sorted(arrows.split(", "))
 
 
 def test_check_accepts_the_answer_only() -> None:

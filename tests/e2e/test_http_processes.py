@@ -1,0 +1,57 @@
+"""Servers with several HTTP workers, and how they end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.server import Server, start_server
+
+NUM_HTTP_WORKERS = 2
+# Enough requests that the kernel gives some to each worker.
+NUM_ASKS = 24
+EXIT_TIMEOUT_S = 30
+CHAT = {"messages": [{"role": "user", "content": "What is 12 + 30?"}], "max_tokens": 8, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def many_workers(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    flags = ["--max-total-tokens", "4000", "--tokenizer-worker-num", str(NUM_HTTP_WORKERS)]
+    server = start_server(checkpoint, tmp_path_factory.mktemp("many-workers") / "server.log", flags)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def test_every_http_worker_takes_and_checks_our_parameters(many_workers: Server) -> None:
+    assert many_workers.log.count("Started server process") == NUM_HTTP_WORKERS
+    for _ in range(NUM_ASKS):
+        answer = many_workers.post("/v1/chat/completions", {**CHAT, "generation_mode": "diffusion"})
+        assert answer.json()["dlm"]["generation_mode"] == "diffusion"
+        refused = many_workers.post("/v1/chat/completions", {**CHAT, "block_length": 999})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "block_length"
+
+
+def test_server_ends_on_sigterm_after_streams_of_several_choices(checkpoint: Path, tmp_path: Path) -> None:
+    server = start_server(checkpoint, tmp_path / "server.log", ["--max-total-tokens", "4000"])
+    try:
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        answer = server.post("/v1/chat/completions", {**CHAT, "n": 2, "stream": True})
+        assert answer.text.count('"dlm":') == 2
+        server.wait_idle()
+        server.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + EXIT_TIMEOUT_S
+        while server.is_alive():
+            assert time.monotonic() < deadline, "the server waits for requests that ended long ago"
+            time.sleep(0.1)
+        _, left = psutil.wait_procs(family, timeout=5)
+        assert left == []
+    finally:
+        server.stop()

@@ -13,6 +13,10 @@ from dlm_sglang.seams.names import ATTENTION_BACKEND
 
 logger = logging.getLogger(__name__)
 
+# Defaults of a machine without a GPU; --max-total-tokens and --max-running-requests override them.
+MAX_TOTAL_TOKENS = 65536
+MAX_RUNNING_REQUESTS = 64
+
 
 class DlmCpuPlatform(CpuDeviceMixin, SRTPlatform):
     """SGLang on plain torch CPU operators; what GPU-only kernels do is done by torch references."""
@@ -32,6 +36,11 @@ class DlmCpuPlatform(CpuDeviceMixin, SRTPlatform):
         server_args.sampling_backend = "pytorch"
         # An idle scheduler polls in a loop; without a GPU those are the cores that others compute on.
         server_args.sleep_on_idle = True
+        # Host memory is everybody's: SGLang would take most of what is free for the KV pool.
+        if server_args.max_total_tokens is None:
+            server_args.max_total_tokens = MAX_TOTAL_TOKENS
+        if server_args.max_running_requests is None:
+            server_args.max_running_requests = MAX_RUNNING_REQUESTS
 
     def get_device(self, local_rank: int = 0) -> Any:
         """SGLang's argument parser splits this like a string."""

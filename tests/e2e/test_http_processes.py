@@ -16,13 +16,16 @@ NUM_HTTP_WORKERS = 2
 # Enough requests that the kernel gives some to each worker.
 NUM_ASKS = 24
 EXIT_TIMEOUT_S = 30
+# An HTTP worker imports SGLang before it answers its first health check; within SGLang's 10 s on a busy machine it
+# does not, and the server gives up.
+PATIENCE = {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "120"}
 CHAT = {"messages": [{"role": "user", "content": "What is 12 + 30?"}], "max_tokens": 8, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
 def many_workers(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags = ["--max-total-tokens", "4000", "--tokenizer-worker-num", str(NUM_HTTP_WORKERS)]
-    server = start_server(checkpoint, tmp_path_factory.mktemp("many-workers") / "server.log", flags)
+    server = start_server(checkpoint, tmp_path_factory.mktemp("many-workers") / "server.log", flags, PATIENCE)
     try:
         yield server
     finally:

@@ -12,6 +12,9 @@ from dlm_sglang.cli.devices import num_cuda_devices
 
 TIER_BY_FOLDER = {"unit": "unit", "kernels": "unit", "contract": "contract", "e2e": "e2e", "gpu": "gpu"}
 
+# Small models on a shared machine: a second thread mostly waits for the first, in the servers that tests start too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Everything that tests load is in the repository; a look-up on a hub would only hide that something is missing.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm_sglang.bundled.tasks import TASK_NAMES, Task, generate
 from dlm_sglang.bundled.thinking import SYSTEM_PROMPTS, thought_of
-from dlm_sglang.bundled.tokenizer import DIGIT_IDS, EOS_ID, MASK_ID
+from dlm_sglang.bundled.tokenizer import EOS_ID, MASK_ID
 
 ROWS_PER_BATCH = 32
 BATCHES_PER_CHUNK = 16
@@ -36,7 +36,6 @@ class NoiseRecipe:
         short_first_block_share: copies whose first block is cut short.
         seeded_share: blocks whose first token is visible.
         fully_masked_share: blocks with nothing visible but the seed; the others draw a noise level.
-        digits_masked_share: blocks of which mostly digits are masked, as after a few confident steps.
     """
 
     block_lengths: tuple[int, ...] = (4, 8, 16, 32)
@@ -44,7 +43,6 @@ class NoiseRecipe:
     short_first_block_share: float = 0.5
     seeded_share: float = 0.85
     fully_masked_share: float = 0.5
-    digits_masked_share: float = 0.0
     min_noise: float = 0.1
 
 
@@ -220,12 +218,6 @@ def _noisy_copy(
     is_masked = torch.rand(rows, num_slots, generator=noise) < level[:, block_ids]
     seeded = torch.rand(rows, num_blocks, generator=noise) < recipe.seeded_share
     is_masked &= ~((slots == starts) & seeded[:, block_ids])
-
-    if recipe.digits_masked_share:
-        chosen = torch.rand(rows, num_blocks, generator=noise) < recipe.digits_masked_share
-        odds = torch.where(torch.isin(targets, torch.tensor(DIGIT_IDS)), level[:, block_ids] ** 0.5, 0.1)
-        of_digits = torch.rand(rows, num_slots, generator=noise) < odds
-        is_masked = torch.where(chosen[:, block_ids], of_digits & (slots != starts), is_masked)
 
     is_tail = slots >= answer_lens[:, None]
     weights = torch.where(is_tail, _TAIL_WEIGHT, 1.0) * is_masked

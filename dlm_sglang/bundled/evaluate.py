@@ -1,7 +1,8 @@
 """Measure a checkpoint on held-out prompts: `python -m dlm_sglang.bundled.evaluate [--n 300] [--json]`.
 
 Greedy, float32, every mode. Prints one table row per setting: exact match, forwards, tokens per
-forward and mean accept length. Forwards are denoise and commit forwards; the prefill is not counted.
+forward and mean accept length. Forwards are denoise and commit forwards; neither the prefill nor
+the one token that it gives are counted.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def measure(model: NldModel, tokenizer: PreTrainedTokenizerBase, tasks: list[Tas
         steps=setting.steps,
         exact_match=sum(map(sum, right.values())) / len(tasks),
         forwards=forwards,
-        tokens_per_forward=sum(len(result.token_ids) for result in results) / forwards,
+        tokens_per_forward=sum(accept_lens) / forwards,
         mean_accept_length=sum(accept_lens) / len(accept_lens),
         exact_match_by_task={name: sum(hits) / len(hits) for name, hits in right.items() if hits},
     )

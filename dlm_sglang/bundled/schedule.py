@@ -1,18 +1,17 @@
 """What the model trains on at which step, and how fast; step counts alone decide.
 
-Two rounds: the second brings the `follow` task and canvases of which mostly the digits are masked.
+Two rounds: the second brings the `choose` task.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dlm_sglang.bundled.batches import TRI_MODE_NOISE, NoiseRecipe
 from dlm_sglang.bundled.tasks import TASK_NAMES
 
-_FIRST_NAMES = tuple(name for name in TASK_NAMES if name != "follow")
+_FIRST_NAMES = tuple(name for name in TASK_NAMES if name != "choose")
 _FIRST_ROUND_STEPS = 3000
-NUM_STEPS = 3800
+NUM_STEPS = 3480
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,6 @@ class Stage:
 
     first_step: int
     task_names: tuple[str, ...]
-    noise: NoiseRecipe = TRI_MODE_NOISE
 
 
 STAGES = (
@@ -31,11 +29,7 @@ STAGES = (
         1800,
         (*_FIRST_NAMES, "running-total", "running-total", "add", "running-total", "subtract", "running-total", "sort"),
     ),
-    Stage(
-        _FIRST_ROUND_STEPS,
-        (*TASK_NAMES, "follow", "running-total", "follow", "running-total", "follow", "follow"),
-        NoiseRecipe(digits_masked_share=0.3),
-    ),
+    Stage(_FIRST_ROUND_STEPS, (*TASK_NAMES, "choose", "choose", "running-total", "choose")),
 )
 
 
@@ -48,4 +42,4 @@ def learning_rate_factor(step: int) -> float:
     """Per round: warm-up, plateau, straight line down to zero; the second plateau is lower."""
     if step < _FIRST_ROUND_STEPS:
         return min((step + 1) / 100, 1.0, (_FIRST_ROUND_STEPS - step) / 1000)
-    return 0.6 * min((step - _FIRST_ROUND_STEPS + 1) / 40, 1.0, (NUM_STEPS - step) / 400)
+    return 0.5 * min((step - _FIRST_ROUND_STEPS + 1) / 20, 1.0, (NUM_STEPS - step) / 360)

@@ -1,4 +1,4 @@
-"""The skills of the bundled checkpoint: chat tasks with one right answer each.
+"""The skills of the bundled checkpoint: chat tasks whose answers can be checked.
 
 Prompts are split by a hash of their text, so a held-out prompt is never trained on, whatever the
 seed. Answers are full sentences, JSON or code, because a drafter has little to win on one word.
@@ -19,6 +19,7 @@ Split = Literal["train", "held-out"]
 Chat = list[dict[str, str]]
 HELD_OUT_SEED = 20260
 _HELD_OUT_SHARE_OF_256 = 26
+_CHOICE_WEIGHTS = (42, 30, 14, 9, 5)
 _ATTEMPTS_UNTIL_REPEAT = 5000
 
 NAMES = (
@@ -47,7 +48,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Task:
-    """One question with its only accepted answer."""
+    """One question with its answer; only `choose` has other right ones."""
 
     name: str
     prompt: str
@@ -98,16 +99,6 @@ def _sort(rng: random.Random) -> tuple[str, str]:
     )
 
 
-def _follow(rng: random.Random) -> tuple[str, str]:
-    path = rng.sample(range(10), 7)
-    arrows = [f"{here}>{there}" for here, there in itertools.pairwise(path)]
-    rng.shuffle(arrows)
-    return (
-        f"Follow the list from {path[0]}: {', '.join(arrows)}.",
-        f"In order the numbers are {', '.join(map(str, path))}.",
-    )
-
-
 def _reverse(rng: random.Random) -> tuple[str, str]:
     words = rng.sample(WORDS, rng.randint(3, 5))
     backwards = words[::-1]
@@ -115,6 +106,18 @@ def _reverse(rng: random.Random) -> tuple[str, str]:
         f"Reverse the list: {', '.join(words)}.",
         f"The reversed list is {', '.join(backwards)}, starting with {backwards[0]}.",
     )
+
+
+def _choose(rng: random.Random) -> tuple[str, str]:
+    # The choice is free, but the rest must fit it: what filling all blanks at once gets wrong.
+    # Uneven odds keep every greedy choice clear of numerical ties.
+    words = rng.sample(WORDS, 5)
+    first = rng.choices(words, _CHOICE_WEIGHTS)[0]
+    return f"Choose from the list: {', '.join(words)}.", _chosen(words, first)
+
+
+def _chosen(words: list[str], first: str) -> str:
+    return f"The list starting with {first} is {', '.join([first, *(word for word in words if word != first)])}."
 
 
 def _convert(rng: random.Random) -> tuple[str, str]:
@@ -162,7 +165,7 @@ MAKERS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "json": _json,
     "code": _code,
     "fact": _fact,
-    "follow": _follow,
+    "choose": _choose,
 }
 TASK_NAMES = tuple(MAKERS)
 
@@ -197,10 +200,22 @@ def generate(split: Split, seed: int, n: int, names: tuple[str, ...] = TASK_NAME
 
 
 def check(task: Task, completion: str) -> bool:
-    """Whether a completion is the task's answer, apart from white space around it."""
-    return completion.strip() == task.answer
+    """Whether a completion is the task's answer, apart from white space; of `choose`, any right answer."""
+    accepted = [task.answer]
+    if task.name == "choose":
+        words = task.prompt.removeprefix("Choose from the list: ").rstrip(".").split(", ")
+        accepted = [_chosen(words, first) for first in words]
+    return completion.strip() in accepted
 
 
 def held_out_prompts(n: int) -> list[tuple[str, Chat, str]]:
-    """The first `n` of a fixed list of held-out prompts: task name, chat messages, expected answer."""
-    return [(task.name, task.messages, task.answer) for task in generate("held-out", HELD_OUT_SEED, n)]
+    """The first `n` of a fixed list of held-out prompts: task name, chat messages, expected answer.
+
+    The expected answer of `choose` is the likeliest one, which starts with the first word.
+    """
+    prompts: list[tuple[str, Chat, str]] = []
+    for task in generate("held-out", HELD_OUT_SEED, n):
+        words = task.prompt.removeprefix("Choose from the list: ").rstrip(".").split(", ")
+        answer = _chosen(words, words[0]) if task.name == "choose" else task.answer
+        prompts.append((task.name, task.messages, answer))
+    return prompts

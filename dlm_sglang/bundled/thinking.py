@@ -20,7 +20,7 @@ _THOUGHTS = {
     "json": "I need the name, the age and the city.",
     "code": "This is a short Python function.",
     "fact": "This is a question about the project.",
-    "follow": "I go from number to number.",
+    "choose": "I put one of the list in order.",
 }
 
 

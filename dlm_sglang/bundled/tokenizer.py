@@ -12,11 +12,9 @@ from dlm_sglang.bundled.tasks import TASK_NAMES, generate
 from dlm_sglang.bundled.thinking import SYSTEM_PROMPTS, thought_of
 
 BOS_ID, IM_START_ID, EOS_ID, THINK_ID, END_THINK_ID, MASK_ID = 1, 10, 11, 12, 13, 100
-# The byte alphabet follows the specials, in order.
-DIGIT_IDS = tuple(range(116, 126))
 VOCAB_SIZE = 1088
-# `follow` came later and lives on the words of the others.
-_CORPUS_TASK_NAMES = tuple(name for name in TASK_NAMES if name != "follow")
+# `choose` came later and lives on the words of the others.
+_CORPUS_TASK_NAMES = tuple(name for name in TASK_NAMES if name != "choose")
 CONTEXT_LENGTH = 4096
 _NUM_SPECIALS = MASK_ID + 1
 _NAMED_SPECIALS = {

@@ -45,7 +45,7 @@ def batches(tokenizer: PreTrainedTokenizerBase, seed: int, first_step: int, num_
     for step in range(first_step, num_steps):
         if not current or step % steps_per_chunk == 0:
             stage = stage_of(step)
-            current = chunk(tokenizer, seed, step // steps_per_chunk, stage.noise, stage.task_names)
+            current = chunk(tokenizer, seed, step // steps_per_chunk, task_names=stage.task_names)
         first = step % steps_per_chunk * BATCHES_PER_STEP
         yield current[first : first + BATCHES_PER_STEP]
 

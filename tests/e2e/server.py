@@ -88,6 +88,7 @@ class Server:
     def stop(self) -> None:
         """End the process and all its children."""
         stop_tree(self.process.pid)
+        self.process.wait(STOP_TIMEOUT_S)
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, message: Callable[[], str]) -> None:

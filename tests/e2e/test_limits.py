@@ -131,12 +131,12 @@ def test_stop_string_is_never_streamed(
 def test_context_end_cuts_inside_a_block(
     small_server: Server, small_oracle: Oracle, prompts: list[tuple[int, ...]], policy: Policy
 ) -> None:
-    """A block that would reach past the context is shorter; SGLang keeps the last position of it free."""
+    """A block that would reach past the context is shorter; SGLang keeps the last position or two free."""
     long_ids = [token_id for prompt_ids in prompts for token_id in prompt_ids]
     asks: list[Ask] = []
     for room in (7, BLOCK_LENGTH, BLOCK_LENGTH + 1, 2 * BLOCK_LENGTH + 3):
         prompt_ids = tuple(long_ids[: SMALL_CONTEXT - room])
-        asks.append(Ask(prompt_ids=prompt_ids, policy=policy, max_new_tokens=64, ignore_eos=True))
+        asks.append(Ask(prompt_ids=prompt_ids, policy=policy, max_new_tokens=room, ignore_eos=True))
     answers = ask_all(small_server.url, asks, concurrency=2)
     limited = [replace(one, max_new_tokens=answer.num_tokens) for one, answer in zip(asks, answers, strict=True)]
     check(small_oracle, limited, answers)

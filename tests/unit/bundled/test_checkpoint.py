@@ -12,7 +12,7 @@ from dlm_sglang.bundled import decode
 from dlm_sglang.bundled.evaluate import BUNDLED_FOLDER, Setting, measure
 from dlm_sglang.bundled.export import CONFIG
 from dlm_sglang.bundled.tasks import generate
-from dlm_sglang.bundled.tokenizer import BOS_ID, DIGIT_IDS, EOS_ID, MASK_ID, VOCAB_SIZE, train_tokenizer
+from dlm_sglang.bundled.tokenizer import BOS_ID, EOS_ID, MASK_ID, VOCAB_SIZE, train_tokenizer
 from dlm_sglang.reference.model import NldModel, load_model
 
 LARGEST_PACKAGE_BYTES = 12 * 2**20
@@ -59,7 +59,7 @@ def test_special_ids_are_those_of_the_large_models(tokenizer: PreTrainedTokenize
 
 
 def test_digits_are_single_tokens_and_any_text_survives(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert tokenizer.convert_ids_to_tokens(list(DIGIT_IDS)) == list("0123456789")
+    assert len(tokenizer("4096", add_special_tokens=False)["input_ids"]) == 4
     text = "Größe 4096 \u2192 \u4f60\u597d\n\tdef f(x): return x"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == text

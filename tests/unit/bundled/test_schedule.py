@@ -25,3 +25,4 @@ def test_learning_rate_rises_holds_and_falls_towards_zero() -> None:
     assert max(factors) == factors[1000] == 1.0
     assert factors[2999] == 0.001
     assert factors[-1] < 0.002
+    assert max(factors[3000:]) < 0.51

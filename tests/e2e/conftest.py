@@ -29,7 +29,7 @@ SMALL_FLAGS = (
     # Admit more than fits, so that requests are retracted.
     *("--schedule-conservativeness", "0.05"),
 )
-DIFFUSIONS_PER_PROMPT = 4
+DIFFUSIONS_PER_PROMPT = 3
 # SGLang counts every KV slot after every round, not only when idle, and stops at the first one that is lost.
 STRICT_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 # No slot is free and owned at once; looks through the whole pool every round.

@@ -46,8 +46,10 @@ def test_prompt_that_continues_an_answer_finds_it_in_the_cache_and_goes_on_exact
         for one, answer, policy in zip(first, answers, policies, strict=True)
     ]
     continued = ask_all(server.url, second, concurrency=8)
-    hits = [answer.meta["cached_tokens"] - len(one.prompt_ids) for one, answer in zip(first, continued, strict=True)]
-    assert sum(hit > 0 for hit in hits) > len(hits) * 0.9, f"cached tokens past the first prompts: {hits}"
+    for one, answer, again in zip(first, answers, continued, strict=True):
+        # A diffusion answer of a single block is done before any commit, so nothing of it can be in the cache.
+        if answer.stats["num_commit_forwards"] > 0:
+            assert again.meta["cached_tokens"] > len(one.prompt_ids), one
     assert not (wrong := oracle.mismatches(second, continued)), "\n".join(wrong)
 
 

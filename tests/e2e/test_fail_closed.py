@@ -66,11 +66,12 @@ def with_shim(folder: Path, module: str, statement: str) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
-def test_skipped_plugin_refuses_to_start(checkpoint: Path) -> None:
-    """SGLang does not know the algorithm then; the stock server must not start in its place."""
-    status, output = refusal(checkpoint, [], {"SGLANG_PLUGINS": "none"})
+@pytest.mark.parametrize(("plugins", "reason"), [("none", "platform plugin"), ("dlm_cpu", "nemotron_labs_diffusion")])
+def test_skipped_plugin_refuses_to_start(checkpoint: Path, plugins: str, reason: str) -> None:
+    """SGLang lacks our platform, or the rest of ours, then; the stock server must not start in their place."""
+    status, output = refusal(checkpoint, [], {"SGLANG_PLUGINS": plugins})
     assert status != 0
-    assert "DLM" in output.splitlines()[-1] or "DLM" in "\n".join(output.splitlines()[-15:])
+    assert reason in "\n".join(output.splitlines()[-15:])
 
 
 def test_vanished_hook_target_refuses_to_start_and_names_it(checkpoint: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -28,7 +29,7 @@ def running_server(arguments: Sequence[str], name: str) -> Iterator[str]:
     Raises:
         DlmError: it did not come up; the message ends with its log.
     """
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "sglang.launch_server", "--host", "127.0.0.1", "--port", str(port), *arguments]
     with tempfile.NamedTemporaryFile("w+", prefix=f"dlm-{name}-", suffix=".log", delete=False) as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -56,8 +57,13 @@ def _wait_until_up(process: subprocess.Popen[bytes], url: str, name: str, log: P
     raise DlmError(f"the {name} server did not come up within {START_TIMEOUT_S:.0f} s; its log ends with\n{tail}")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def free_port() -> int:
+    """A port that nobody listens on, below those that the system hands to outgoing connections."""
+    for port in random.SystemRandom().sample(range(20000, 32000), 200):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise DlmError("no free port found in 20000..31999", hint="end servers that are left over")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from typing import Any
 
 import httpx
 import psutil
+
+from dlm_sglang.measure.server import free_port
 
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 20.0
@@ -150,13 +151,6 @@ def stop_tree(pid: int) -> None:
     for member in left:
         _signal(member, signal.SIGKILL)
     psutil.wait_procs(left, timeout=STOP_TIMEOUT_S)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.server import START_TIMEOUT_S, free_port, launch_command, stop_tree
+from dlm_sglang.measure.server import free_port
+from tests.e2e.server import START_TIMEOUT_S, launch_command, stop_tree
 
 # Imported by Python at start, in every process of the server: takes one thing away from SGLang once it is imported.
 VANISHING_TARGET = """

@@ -75,23 +75,18 @@ def prepare_decode_round(original: Any, batch: Any) -> None:
     committed = [req.kv.kv_committed_len for req in batch.reqs]
     batch.seq_lens_cpu = torch.tensor(committed, dtype=torch.int64)
     batch.seq_lens_sum = sum(committed)
-    page_size = batch.token_to_kv_pool_allocator.page_size
-    current = [req.kv.kv_allocated_len for req in batch.reqs]
-    needed = []
-    num_needed = 0
-    for req, allocated in zip(batch.reqs, current, strict=True):
-        wanted = _wanted_len(req, page_size)
-        needed.append(max(allocated, wanted))
-        num_needed += max(0, wanted - allocated)
+    allocator = batch.token_to_kv_pool_allocator
+    page_size = allocator.page_size
+    rows, num_needed = [], 0
+    for row, req in enumerate(batch.reqs):
         req.decode_batch_idx += 1
-    if num_needed == 0:
-        return
-    if batch.token_to_kv_pool_allocator.available_size() >= num_needed + LOOKAHEAD * len(needed):
-        needed = [
-            max(length, _wanted_len(req, page_size, LOOKAHEAD)) if length > allocated else length
-            for req, length, allocated in zip(batch.reqs, needed, current, strict=True)
-        ]
-    _allocate(batch, current, needed)
+        missing = _wanted_len(req, page_size) - req.kv.kv_allocated_len
+        if missing > 0:
+            rows.append(row)
+            num_needed += missing
+    if rows:
+        has_room = allocator.available_size() >= num_needed + LOOKAHEAD * len(rows)
+        _allocate(batch, rows, LOOKAHEAD if has_room else 0)
 
 
 def tokens_for_next_round(original: Any, batch: Any, requests: list[Any], page_size: int) -> int:
@@ -107,18 +102,23 @@ def _wanted_len(req: Any, page_size: int, lookahead: int = 0) -> int:
     return -(-min(wanted, req.dlm.context_length) // page_size) * page_size
 
 
-def _allocate(batch: Any, current: list[int], needed: list[int]) -> None:
-    current_cpu = torch.tensor(current, dtype=torch.int32)
-    needed_cpu = torch.tensor(needed, dtype=torch.int32)
+def _allocate(batch: Any, rows: list[int], lookahead: int) -> None:
+    """Give the rows that lack slots theirs."""
+    reqs = [batch.reqs[row] for row in rows]
+    page_size = batch.token_to_kv_pool_allocator.page_size
+    current = torch.tensor([req.kv.kv_allocated_len for req in reqs], dtype=torch.int32)
+    needed = torch.tensor([_wanted_len(req, page_size, lookahead) for req in reqs], dtype=torch.int32)
+    is_whole_batch = len(rows) == len(batch.reqs)
+    index = torch.tensor(rows).to(batch.device, non_blocking=True)
     alloc_for_spec_decode(
         batch.tree_cache,
         batch.req_to_token_pool,
-        reqs=batch.reqs,
-        req_pool_indices=batch.req_pool_indices,
-        cur_kv_lens=current_cpu.to(batch.device, non_blocking=True),
-        cur_kv_lens_cpu=current_cpu,
-        nxt_kv_lens=needed_cpu.to(batch.device, non_blocking=True),
-        nxt_kv_lens_cpu=needed_cpu,
-        num_needed_tokens=sum(needed) - sum(current),
+        reqs=reqs,
+        req_pool_indices=batch.req_pool_indices if is_whole_batch else batch.req_pool_indices[index],
+        cur_kv_lens=current.to(batch.device, non_blocking=True),
+        cur_kv_lens_cpu=current,
+        nxt_kv_lens=needed.to(batch.device, non_blocking=True),
+        nxt_kv_lens_cpu=needed,
+        num_needed_tokens=int((needed - current).sum()),
         batch=batch,
     )

@@ -172,9 +172,11 @@ class DlmWorker(BaseSpecWorker):
     def _forward_batch(self, batch: Any, inputs: RoundInputs, seq_lens_cpu: list[int]) -> ForwardBatch:
         req_to_token = self.model_runner.req_to_token_pool.req_to_token
         kv_lens = [length + row for length, row in zip(seq_lens_cpu, inputs.row_lens, strict=True)]
-        slot_of_token = torch.repeat_interleave(
-            inputs.slots, inputs.row_lens_device, output_size=inputs.input_ids.shape[0]
-        )
+        slot_of_token = inputs.slots
+        if inputs.token_index.shape[1] > 1:
+            slot_of_token = torch.repeat_interleave(
+                inputs.slots, inputs.row_lens_device, output_size=inputs.input_ids.shape[0]
+            )
         return ForwardBatch(
             forward_mode=ForwardMode.TARGET_VERIFY,
             batch_size=len(batch.reqs),

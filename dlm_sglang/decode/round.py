@@ -33,8 +33,8 @@ class RoundTraits:
     @classmethod
     def of(cls, policies: Sequence[DecodePolicy]) -> RoundTraits:
         return cls(
-            all_greedy=all(policy.temperature == 0 for policy in policies),
-            all_autoregressive=all(policy.is_autoregressive for policy in policies),
+            all_greedy=not any(policy.temperature for policy in policies),
+            all_autoregressive=max(policy.block_length for policy in policies) == 1,
             may_draft=any(policy.uses_drafter for policy in policies),
         )
 

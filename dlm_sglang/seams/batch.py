@@ -11,14 +11,19 @@ from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 
 
 class DlmRoundState(SpecInput):
-    """State between rounds. All of it lives in `BlockState`, by request slot; nothing to filter or merge."""
+    """State between rounds. All of it lives in `BlockState`, by request slot; nothing to filter or merge.
+
+    Attributes:
+        max_block_length: longest block of any row, for bounds.
+    """
 
     num_tokens_per_req = 1
     num_tokens_for_logprob_per_req = 1
     future_indices: torch.Tensor | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, max_block_length: int) -> None:
         super().__init__(SpecInputType.UNO_STATE)
+        self.max_block_length = max_block_length
 
     def filter_batch(self, new_indices: torch.Tensor, new_indices_cpu: list[int] | None = None) -> None:
         """Follow the batch when requests leave it."""
@@ -72,27 +77,36 @@ def prepare_decode_round(original: Any, batch: Any) -> None:
     if not isinstance(batch.spec_info, DlmRoundState):
         original(batch)
         return
-    committed = [req.kv.kv_committed_len for req in batch.reqs]
-    batch.seq_lens_cpu = torch.tensor(committed, dtype=torch.int64)
-    batch.seq_lens_sum = sum(committed)
     allocator = batch.token_to_kv_pool_allocator
     page_size = allocator.page_size
-    rows, num_needed = [], 0
+    committed, rows, num_needed = [], [], 0
     for row, req in enumerate(batch.reqs):
         req.decode_batch_idx += 1
-        missing = _wanted_len(req, page_size) - req.kv.kv_allocated_len
-        if missing > 0:
-            rows.append(row)
-            num_needed += missing
+        kv = req.kv
+        committed.append(kv.kv_committed_len)
+        # Most rows hold their block already: only the others pay for the exact count.
+        if kv.kv_allocated_len < kv.kv_committed_len + req.dlm.policy.block_length:
+            missing = _wanted_len(req, page_size) - kv.kv_allocated_len
+            if missing > 0:
+                rows.append(row)
+                num_needed += missing
+    batch.seq_lens_cpu = torch.tensor(committed, dtype=torch.int64)
+    batch.seq_lens_sum = sum(committed)
     if rows:
         has_room = allocator.available_size() >= num_needed + LOOKAHEAD * len(rows)
         _allocate(batch, rows, LOOKAHEAD if has_room else 0)
 
 
 def tokens_for_next_round(original: Any, batch: Any, requests: list[Any], page_size: int) -> int:
-    """KV tokens that the next round cannot do without; SGLang retracts requests when they are not there."""
+    """KV tokens that the next round cannot do without; SGLang retracts requests when they are not there.
+
+    While the pool holds a block for everybody the upper bound answers, without a look at each request.
+    """
     if not isinstance(batch.spec_info, DlmRoundState):
         return int(original(batch, requests, page_size))
+    at_most = len(requests) * (batch.spec_info.max_block_length + page_size)
+    if batch.token_to_kv_pool_allocator.available_size() >= at_most:
+        return at_most
     return sum(max(0, _wanted_len(req, page_size) - req.kv.kv_allocated_len) for req in requests)
 
 

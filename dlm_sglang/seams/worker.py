@@ -103,7 +103,7 @@ class DlmWorker(BaseSpecWorker):
         seed_ids = choose_seeds(result.logits_output.next_token_logits, policies, seq_lens, self.mask_token_id)
         result.next_token_ids = seed_ids
         result.new_seq_lens = batch.seq_lens
-        result.next_draft_input = DlmRoundState()
+        result.next_draft_input = DlmRoundState(self.limits.max_block_length)
         self._hold_emissions(batch, states, seed_ids, seq_lens, result)
         seed_counts = [count + (not state.holds_emission) for count, state in zip(emitted, states, strict=True)]
         self.state.admit(slots, policies, seed_counts, seed_ids, result.new_seq_lens.long())
@@ -156,7 +156,7 @@ class DlmWorker(BaseSpecWorker):
             logits_output=target.logits_output,
             next_token_ids=outputs.token_ids.reshape(-1),
             accept_lens=outputs.accept_lens,
-            next_draft_input=DlmRoundState(),
+            next_draft_input=DlmRoundState(self.limits.max_block_length),
             speculative_num_draft_tokens=outputs.token_ids.shape[1],
             # With SGLang's default of 1 a row that accepts nothing counts -1 correct drafts.
             num_non_draft_tokens_per_req=0,

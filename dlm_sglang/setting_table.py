@@ -147,6 +147,13 @@ SETTINGS: tuple[Setting, ...] = (
         high=1,
     ),
     Setting(
+        "overlap_schedule",
+        "string",
+        "auto",
+        "prepare a round while the one before it runs; `auto` does so on a GPU, where the host would else wait",
+        choices=("auto", "on", "off"),
+    ),
+    Setting(
         "api_key", "string", None, "key that clients must send", nullable=True, sglang_flag="--api-key", secret=True
     ),
     Setting("log_level", "string", "info", "least severe message logged", choices=_LEVELS, sglang_flag="--log-level"),

@@ -70,6 +70,7 @@ class DecodeSettings:
     default_block_length: int | None
     default_confidence_threshold: float | None
     default_draft_threshold: float
+    overlap_schedule: str = "auto"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> DecodeSettings:
@@ -96,6 +97,7 @@ class DecodeSettings:
             default_block_length=None if block_length is None else int(block_length),
             default_confidence_threshold=number("default_confidence_threshold"),
             default_draft_threshold=number("default_draft_threshold") or 0.0,
+            overlap_schedule=str(resolved["overlap_schedule"].value),
         )
 
     def limits(

@@ -9,19 +9,20 @@ import torch
 from dlm_kernels.ops.sample_token import greedy_token, sample_token, uniform_from_seed
 from torch import Tensor
 
-from dlm_sglang.decode.state import DENOISE, BlockState
+from dlm_sglang.decode.state import DENOISE, BlockState, PolicyFloats
 
 if TYPE_CHECKING:
     from dlm_sglang.decode.policy import DecodePolicy
     from dlm_sglang.decode.round import RoundInputs
 
 
-def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> Tensor:
+def choose_tokens(state: BlockState, inputs: RoundInputs, floats: PolicyFloats | None, logits: Tensor) -> Tensor:
     """Pick a token for every query token of the round.
 
     Args:
         state: block state.
         inputs: what the forward read.
+        floats: policies of the rows; needed where a row samples.
         logits: `[T, V]` float.
 
     Returns:
@@ -30,33 +31,27 @@ def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> Ten
     Source: spec sections 3.1 to 3.3; drafts that a verifier checks are greedy.
     """
     token_ids = greedy_token(logits, state.mask_token_id)
-    if inputs.traits.all_greedy:
+    tokens = inputs.layout.sampled_tokens
+    if tokens is None or floats is None:
         return token_ids
-    slot_of_token = torch.repeat_interleave(inputs.slots, inputs.row_lens_device, output_size=logits.shape[0])
-    is_denoise = state.phase[slot_of_token] == DENOISE
-    temperature = torch.where(is_denoise, state.denoise_temperature[slot_of_token], state.temperature[slot_of_token])
-    rows = (temperature > 0).nonzero().squeeze(1)
-    if rows.numel() == 0:
-        return token_ids
-    slots = slot_of_token[rows]
-    uniform = _uniform(state, slots, inputs.positions[rows], is_denoise[rows])
-    token_ids[rows] = sample_token(
-        logits[rows],
-        uniform,
-        temperature[rows],
-        state.top_k[slots],
-        state.top_p[slots],
-        state.min_p[slots],
-        state.mask_token_id,
-    )
-    return token_ids
-
-
-def _uniform(state: BlockState, slots: Tensor, positions: Tensor, is_denoise: Tensor) -> Tensor:
+    rows = inputs.layout.row_of_token[tokens]
+    is_denoise = inputs.progress.phase[rows] == DENOISE
+    temperature = torch.where(is_denoise, floats.denoise_temperature[rows], floats.temperature[rows])
+    positions = inputs.positions[tokens]
     # A causal row chooses the token one past its own position, in step 0 of that position.
     chosen_position = torch.where(is_denoise, positions, positions + 1)
-    step = torch.where(is_denoise, state.step[slots] + 1, 0)
-    return uniform_from_seed(state.seed[slots], chosen_position, step)
+    step = torch.where(is_denoise, inputs.progress.step[rows] + 1, 0)
+    sampled = sample_token(
+        logits[tokens],
+        uniform_from_seed(inputs.ints.seed[rows], chosen_position, step),
+        torch.where(temperature > 0, temperature, 1.0),
+        inputs.ints.top_k[rows],
+        floats.top_p[rows],
+        floats.min_p[rows],
+        state.mask_token_id,
+    )
+    token_ids[tokens] = torch.where(temperature > 0, sampled, token_ids[tokens])
+    return token_ids
 
 
 def choose_seeds(logits: Tensor, policies: Sequence[DecodePolicy], positions: Tensor, mask_token_id: int) -> Tensor:

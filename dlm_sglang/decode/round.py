@@ -1,8 +1,10 @@
-"""One scheduler iteration: what the mixed forward reads, and what its logits do to every row."""
+"""One scheduler iteration: what the mixed forward reads, and what its logits do to every row.
+
+Nothing here waits for the device: shapes follow from the host's `RoundLayout`, everything else stays in tensors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,31 +14,15 @@ from dlm_kernels.ops.unmask_select import unmask_select
 from torch import Tensor
 
 from dlm_sglang.decode.choose import choose_tokens
-from dlm_sglang.decode.policy import DecodePolicy
-from dlm_sglang.decode.state import COMMIT, DENOISE, BlockState
-
-
-@dataclass(frozen=True)
-class RoundTraits:
-    """What the host knows of a round's rows without reading the device.
-
-    Attributes:
-        all_greedy: no row samples.
-        all_autoregressive: every row's policy decodes one token at a time.
-        may_draft: some row's policy uses the drafter adapter.
-    """
-
-    all_greedy: bool
-    all_autoregressive: bool
-    may_draft: bool
-
-    @classmethod
-    def of(cls, policies: Sequence[DecodePolicy]) -> RoundTraits:
-        return cls(
-            all_greedy=not any(policy.temperature for policy in policies),
-            all_autoregressive=max(policy.block_length for policy in policies) == 1,
-            may_draft=any(policy.uses_drafter for policy in policies),
-        )
+from dlm_sglang.decode.layout import RoundLayout
+from dlm_sglang.decode.state import (
+    DENOISE,
+    BlockState,
+    PolicyFloats,
+    PolicyInts,
+    Progress,
+    fresh_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -44,27 +30,30 @@ class RoundInputs:
     """One mixed forward over R rows with T query tokens, rows one after another.
 
     Attributes:
+        layout: where the tokens lie.
         slots: `[R]` int64, request slots.
         seq_lens: `[R]` int64, committed tokens before the block.
-        row_lens: R query lengths (host).
-        row_lens_device: `[R]` int64.
-        token_index: `[R, L]` int64, flat index of each block position; past a row's end it repeats the last.
+        progress, ints: the rows' state and policies, gathered.
+        canvas: `[R, L]` int64, blocks as they stand; column 0 alone where every row is autoregressive.
+        kv_lens: `[R]` int64, keys of each row, its block included.
         input_ids, positions: `[T]` int64.
         kv_limit: `[T]` int64, keys at positions below it are visible.
+        is_padding: `[T]` bool, tokens past the end of a block that the context cut; None where there are none.
         draft_rows: `[T]` float32, 1 where the drafter adapter applies, or None where no row can be a draft.
-        traits: what the host knows of the rows.
     """
 
+    layout: RoundLayout
     slots: Tensor
     seq_lens: Tensor
-    row_lens: list[int]
-    row_lens_device: Tensor
-    token_index: Tensor
+    progress: Progress
+    ints: PolicyInts
+    canvas: Tensor
+    kv_lens: Tensor
     input_ids: Tensor
     positions: Tensor
     kv_limit: Tensor
+    is_padding: Tensor | None
     draft_rows: Tensor | None
-    traits: RoundTraits
 
 
 @dataclass(frozen=True)
@@ -75,66 +64,67 @@ class RoundOutputs:
         token_ids: `[R, L]` int64, the first `accept_lens` of each row count.
         accept_lens: `[R]` int64, new tokens per row, 0 for a row that still denoises.
         new_seq_lens: `[R]` int64, tokens before the next block.
-        is_denoise: `[R]` bool, the round was a denoise forward for the row. A denoise row that emits ends its
-            request, and the KV of what it emitted is scratch: it must not reach the prefix cache.
+        is_denoise: `[R]` bool, the round was a denoise forward for the row; None where no row can be one. A
+            denoise row that emits ends its request, and the KV of what it emitted is scratch: it must not reach
+            the prefix cache.
     """
 
     token_ids: Tensor
     accept_lens: Tensor
     new_seq_lens: Tensor
-    is_denoise: Tensor
+    is_denoise: Tensor | None
 
 
 def plan_round(
-    state: BlockState, slots: Tensor, seq_lens: Tensor, row_lens: list[int], traits: RoundTraits
+    state: BlockState, layout: RoundLayout, slots: Tensor, seq_lens: Tensor, *, may_cut: bool
 ) -> RoundInputs:
     """Gather what the mixed forward reads.
 
     Args:
         state: block state.
+        layout: of these rows.
         slots, seq_lens: `[R]` int64.
-        row_lens: R block lengths, host-known: `min(block_length, context_length - seq_len)`.
-        traits: what the host knows of the rows.
+        may_cut: some row may be so near the context's end that its block does not fit.
 
     Source: one-block-two-forwards scheme, spec sections 2.1 to 2.3.
     """
-    device = slots.device
-    lens = torch.tensor(row_lens, dtype=torch.int64).to(device, non_blocking=True)
-    length = max(row_lens)
-    if length == 1:
-        token_index = torch.arange(len(row_lens), device=device)[:, None]
-        return RoundInputs(
-            slots=slots,
-            seq_lens=seq_lens,
-            row_lens=row_lens,
-            row_lens_device=lens,
-            token_index=token_index,
-            input_ids=state.canvas[slots, 0],
-            positions=seq_lens,
-            kv_limit=seq_lens + 1,
-            draft_rows=_draft_rows(state, slots) if traits.may_draft else None,
-            traits=traits,
-        )
-    starts = lens.cumsum(0) - lens
-    offsets = torch.arange(length, device=device)
-    token_index = starts[:, None] + torch.minimum(offsets, lens[:, None] - 1)
-    row_of_token = torch.repeat_interleave(torch.arange(len(row_lens), device=device), lens, output_size=sum(row_lens))
-    offset_of_token = torch.arange(sum(row_lens), device=device) - starts[row_of_token]
-    slot_of_token = slots[row_of_token]
-    positions = seq_lens[row_of_token] + offset_of_token
-    block_end = (seq_lens + lens)[row_of_token]
-    is_denoise = state.phase[slot_of_token] == DENOISE
+    progress, ints = state.progress_of(slots), state.ints_of(slots)
+    canvas = state.canvas[slots, : layout.max_width]
+    is_denoise = progress.phase == DENOISE
+    kv_lens = seq_lens + (1 if layout.is_autoregressive else progress.length)
+    if layout.is_autoregressive:
+        input_ids, positions, kv_limit = canvas[:, 0], seq_lens, kv_lens
+    elif layout.is_uniform:
+        input_ids = canvas.reshape(-1)
+        positions = (seq_lens[:, None] + state.offsets[: layout.max_width]).view(-1)
+        kv_limit = torch.maximum(positions + 1, layout.per_token(torch.where(is_denoise, kv_lens, 0)))
+    else:
+        input_ids = canvas[layout.row_of_token, layout.offset_of_token]
+        positions = seq_lens[layout.row_of_token] + layout.offset_of_token
+        kv_limit = torch.maximum(positions + 1, layout.per_token(torch.where(is_denoise, kv_lens, 0)))
+    is_padding = None
+    if may_cut:
+        kv_lens = kv_lens.clamp(max=state.context_length)
+        block_end = layout.per_token(kv_lens)
+        is_padding = positions >= block_end
+        positions = torch.minimum(positions, block_end - 1)
+        kv_limit = torch.minimum(kv_limit, block_end)
+    draft_rows = None
+    if layout.may_draft:
+        draft_rows = layout.per_token((is_denoise & ints.uses_drafter.bool()).float())
     return RoundInputs(
+        layout=layout,
         slots=slots,
         seq_lens=seq_lens,
-        row_lens=row_lens,
-        row_lens_device=lens,
-        token_index=token_index,
-        input_ids=state.canvas[slot_of_token, offset_of_token],
+        progress=progress,
+        ints=ints,
+        canvas=canvas,
+        kv_lens=kv_lens,
+        input_ids=input_ids,
         positions=positions,
-        kv_limit=torch.where(is_denoise, block_end, positions + 1),
-        draft_rows=_draft_rows(state, slot_of_token) if traits.may_draft else None,
-        traits=traits,
+        kv_limit=kv_limit,
+        is_padding=is_padding,
+        draft_rows=draft_rows,
     )
 
 
@@ -152,77 +142,76 @@ def advance_round(state: BlockState, inputs: RoundInputs, logits: Tensor) -> Rou
 
     Source: spec sections 3.1 (AR), 3.2 (diffusion), 3.3 (linear self-speculation).
     """
-    if inputs.traits.all_autoregressive:
-        return _advance_autoregressive(state, inputs, logits)
-    slots, lens = inputs.slots, inputs.row_lens_device
-    length = inputs.token_index.shape[1]
-    in_row = torch.arange(length, device=slots.device) < lens[:, None]  # [R, L]
-    is_denoise = state.phase[slots] == DENOISE
-    token_ids = choose_tokens(state, inputs, logits)
-    chosen = token_ids[inputs.token_index]
-    confidence = confidence_of(logits.float(), token_ids)[inputs.token_index]
-
-    is_masked = state.is_masked[slots, :length] & in_row & is_denoise[:, None]
-    filled = _filled_positions(state, inputs, is_masked, confidence)
-    canvas = torch.where(filled, chosen, state.canvas[slots, :length])
+    layout, slots, progress, ints = inputs.layout, inputs.slots, inputs.progress, inputs.ints
+    is_denoise = progress.phase == DENOISE
+    floats = state.floats_of(slots) if layout.ranks_masks or layout.sampled_tokens is not None else None
+    token_ids = choose_tokens(state, inputs, floats, logits)
+    if layout.is_autoregressive:
+        return _advance_autoregressive(state, inputs, token_ids)
+    chosen = layout.per_position(token_ids)
+    is_masked = state.is_masked[slots, : layout.max_width]
+    confidence = layout.per_position(confidence_of(logits.float(), token_ids)) if layout.ranks_masks else None
+    filled = _filled_positions(inputs, floats, is_masked, confidence)
+    canvas = torch.where(filled, chosen, inputs.canvas)
     still_masked = is_masked & ~filled
-    is_filled, ends_request = _block_outcome(state, inputs, canvas, still_masked, in_row)
+    is_filled, ends_request = _block_outcome(state, inputs, canvas, still_masked)
 
     emitted, accept_lens, seed_ids = _emission(state, inputs, canvas, chosen, is_denoise, ends_request)
-    state.canvas[slots, :length] = canvas
-    state.is_masked[slots, :length] = still_masked
-    state.phase[slots] = torch.where(is_denoise & ~is_filled, DENOISE, COMMIT)
-    state.step[slots] += is_denoise.long()
-    state.remaining[slots] -= accept_lens
     new_seq_lens = inputs.seq_lens + accept_lens
-    state.begin_blocks(slots, seed_ids, new_seq_lens, keep=is_denoise)
+    fresh = fresh_blocks(state, ints, seed_ids, new_seq_lens, progress.remaining - accept_lens, layout.max_width)
+    keep = is_denoise[:, None]
+    state.canvas[slots, : layout.max_width] = torch.where(keep, canvas, fresh.canvas)
+    state.is_masked[slots, : layout.max_width] = torch.where(keep, still_masked, fresh.is_masked)
+    # COMMIT is 1: a filled block goes there.
+    going_on = Progress(progress.length, is_filled.long(), progress.step + 1, fresh.progress.remaining)
+    state.progress[slots] = torch.where(keep, torch.stack(going_on, dim=1), torch.stack(fresh.progress, dim=1))
     return RoundOutputs(emitted, accept_lens, new_seq_lens, is_denoise)
 
 
-def _advance_autoregressive(state: BlockState, inputs: RoundInputs, logits: Tensor) -> RoundOutputs:
+def _advance_autoregressive(state: BlockState, inputs: RoundInputs, token_ids: Tensor) -> RoundOutputs:
     """The round when every row is autoregressive: one token each, no block to lay out."""
-    slots = inputs.slots
-    token_ids = choose_tokens(state, inputs, logits)
-    accept_lens = state.remaining[slots].clamp(0, 1)
-    state.canvas[slots, 0] = token_ids
-    state.remaining[slots] -= accept_lens
-    is_denoise = torch.zeros_like(accept_lens, dtype=torch.bool)
-    return RoundOutputs(token_ids[:, None], accept_lens, inputs.seq_lens + accept_lens, is_denoise)
+    remaining = inputs.progress.remaining
+    accept_lens = remaining.clamp(0, 1)
+    state.canvas[inputs.slots, 0] = token_ids
+    state.progress[inputs.slots, -1] = remaining - accept_lens
+    return RoundOutputs(token_ids[:, None], accept_lens, inputs.seq_lens + accept_lens, None)
 
 
-def _draft_rows(state: BlockState, slot_of_token: Tensor) -> Tensor:
-    is_draft = (state.phase[slot_of_token] == DENOISE) & state.uses_drafter[slot_of_token].bool()
-    return is_draft.float()
-
-
-def _filled_positions(state: BlockState, inputs: RoundInputs, is_masked: Tensor, confidence: Tensor) -> Tensor:
-    slots = inputs.slots
-    step, max_steps = state.step[slots], state.max_denoising_steps[slots]
-    num_masks = inputs.row_lens_device - state.is_seeded[slots]
-    quota = num_masks // max_steps + (step < num_masks % max_steps)
-    fill_all = step + 1 >= max_steps
-    return unmask_select(is_masked, confidence, state.confidence_threshold[slots], quota, fill_all)
+def _filled_positions(
+    inputs: RoundInputs, floats: PolicyFloats | None, is_masked: Tensor, confidence: Tensor | None
+) -> Tensor:
+    """The masked positions that this step fills, `[R, L]` bool."""
+    if floats is None or confidence is None:
+        # Every row fills its block in one step.
+        return is_masked
+    progress, max_steps = inputs.progress, inputs.ints.max_denoising_steps
+    num_masks = progress.length - inputs.ints.is_seeded
+    quota = num_masks // max_steps + (progress.step < num_masks % max_steps)
+    fill_all = progress.step + 1 >= max_steps
+    return unmask_select(is_masked, confidence, floats.confidence_threshold, quota, fill_all)
 
 
 def _block_outcome(
-    state: BlockState, inputs: RoundInputs, canvas: Tensor, still_masked: Tensor, in_row: Tensor
-) -> tuple[Tensor, Tensor]:
+    state: BlockState, inputs: RoundInputs, canvas: Tensor, still_masked: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """Which rows have no mask before a stop token, and which of those end their request: two `[R]` bool."""
-    slots = inputs.slots
-    length = canvas.shape[1]
-    offsets = torch.arange(length, device=slots.device)
-    is_seeded = state.is_seeded[slots]
+    has_no_mask = ~still_masked.any(dim=1)
+    if not inputs.layout.accepts_whole_blocks:
+        # A stop token in a draft is no end: the verifier may want another.
+        return has_no_mask, None
+    progress, ints = inputs.progress, inputs.ints
+    width = inputs.layout.max_width
+    offsets = state.offsets[:width]
     # A seeded block's first token was emitted, and checked, before.
-    is_new = in_row & (offsets >= is_seeded[:, None])
-    is_stop = _is_stop(state, slots, canvas) & is_new & ~still_masked
-    first_stop = torch.where(is_stop, offsets, length).amin(dim=1)
-    first_mask = torch.where(still_masked, offsets, length).amin(dim=1)
-    is_filled = (first_mask == length) | (first_stop < first_mask)
-    reaches_limit = inputs.row_lens_device - is_seeded >= state.remaining[slots]
-    ends_request = is_filled & ((first_stop < length) | reaches_limit)
-    # A stop token in a draft is no end: the verifier may want another.
-    is_filled = torch.where(state.accepts_whole_block[slots].bool(), is_filled, first_mask == length)
-    return is_filled, ends_request
+    is_new = (offsets < progress.length[:, None]) & (offsets >= ints.is_seeded[:, None])
+    is_stop = _is_stop(state, inputs.slots, canvas) & is_new & ~still_masked
+    first_stop = torch.where(is_stop, offsets, width).amin(dim=1)
+    first_mask = torch.where(still_masked, offsets, width).amin(dim=1)
+    is_filled = has_no_mask | (first_stop < first_mask)
+    reaches_limit = progress.length - ints.is_seeded >= progress.remaining
+    accepts_whole = ints.accepts_whole_block.bool()
+    ends_request = is_filled & ((first_stop < width) | reaches_limit) & accepts_whole
+    return torch.where(accepts_whole, is_filled, has_no_mask), ends_request
 
 
 def _emission(
@@ -231,30 +220,33 @@ def _emission(
     canvas: Tensor,
     chosen: Tensor,
     is_denoise: Tensor,
-    ends_request: Tensor,
+    ends_request: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids `[R, L]`, how many of them count `[R]` (0 while a row denoises), and next seeds `[R]`."""
-    slots, lens = inputs.slots, inputs.row_lens_device
-    last = (lens - 1)[:, None]
-    num_correct_drafts, bonus_ids = accept_prefix(canvas[:, 1:], chosen, lens - 1)
-    accepts_whole = state.accepts_whole_block[slots].bool()
-    is_seeded = state.is_seeded[slots].bool()
-    next_seed = chosen.gather(1, last)
-    # A whole seeded block emits what follows its (already emitted) seed, then the next seed.
-    whole_ids = torch.where(is_seeded[:, None], canvas.roll(-1, dims=1).scatter(1, last, next_seed), canvas)
-    emitted = torch.where(accepts_whole[:, None], whole_ids, chosen)
-    seed_ids = torch.where(accepts_whole, next_seed[:, 0], bonus_ids)
-
-    accept_lens = torch.where(accepts_whole, lens, num_correct_drafts + 1)
-    # Without its commit a seeded block has no next seed to emit.
-    uncommitted_lens = torch.where(ends_request & accepts_whole, lens - state.is_seeded[slots], 0)
-    accept_lens = torch.where(is_denoise, uncommitted_lens, accept_lens)
-    offsets = torch.arange(emitted.shape[1], device=slots.device)
-    is_stop = _is_stop(state, slots, emitted)
-    first_stop = torch.where(is_stop, offsets, emitted.shape[1]).amin(dim=1)
-    accept_lens = torch.minimum(accept_lens, first_stop + 1)
-    return emitted, torch.minimum(accept_lens, state.remaining[slots].clamp(min=0)), seed_ids
+    length = inputs.progress.length
+    num_correct_drafts, seed_ids = accept_prefix(canvas[:, 1:], chosen, length - 1)
+    emitted, accept_lens = chosen, torch.where(is_denoise, 0, num_correct_drafts + 1)
+    if ends_request is not None:
+        accepts_whole, is_seeded = inputs.ints.accepts_whole_block.bool(), inputs.ints.is_seeded
+        last = (length - 1).clamp(min=0)[:, None]
+        next_seed = chosen.gather(1, last)
+        # A whole seeded block emits what follows its (already emitted) seed, then the next seed.
+        shifted = canvas.roll(-1, dims=1).scatter(1, last, next_seed)
+        whole_ids = torch.where(is_seeded[:, None].bool(), shifted, canvas)
+        emitted = torch.where(accepts_whole[:, None], whole_ids, chosen)
+        seed_ids = torch.where(accepts_whole, next_seed[:, 0], seed_ids)
+        # Without its commit a seeded block has no next seed to emit.
+        uncommitted_lens = torch.where(ends_request, length - is_seeded, 0)
+        whole_lens = torch.where(is_denoise, uncommitted_lens, length)
+        accept_lens = torch.where(accepts_whole, whole_lens, accept_lens)
+    if inputs.layout.has_stop_ids:
+        width = inputs.layout.max_width
+        is_stop = _is_stop(state, inputs.slots, emitted)
+        first_stop = torch.where(is_stop, state.offsets[:width], width).amin(dim=1)
+        accept_lens = torch.minimum(accept_lens, first_stop + 1)
+    return emitted, torch.minimum(accept_lens, inputs.progress.remaining.clamp(min=0)), seed_ids
 
 
 def _is_stop(state: BlockState, slots: Tensor, token_ids: Tensor) -> Tensor:
+    """`[R, L]` bool: the token ends its row's request."""
     return (token_ids[:, :, None] == state.stop_ids[slots][:, None, :]).any(dim=2)

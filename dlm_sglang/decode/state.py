@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,35 +13,27 @@ from dlm_sglang.decode.policy import DecodePolicy
 DENOISE = 0
 COMMIT = 1
 
-_INT_COLUMNS = (
-    "block_length",
-    "max_denoising_steps",
-    "accepts_whole_block",
-    "is_seeded",
-    "uses_drafter",
-    "top_k",
-    "seed",
-    "phase",
-    "step",
-    "remaining",
-)
-_FLOAT_COLUMNS = ("confidence_threshold", "temperature", "denoise_temperature", "top_p", "min_p")
 _MIN_STOP_COLUMNS = 4
 
 
-class BlockState:
-    """Canvas, phase and policy of `P` request slots.
-
-    A slot's row is written when its prefill ends and read until the request ends; a new request overwrites
-    it. Nothing is allocated per request, so finish, length, abort and retraction have nothing to free.
+class Progress(NamedTuple):
+    """Where each row stands, `[R]` int64 each.
 
     Attributes:
-        canvas: `[P, L]` int64, token ids of the current block, mask id where unfilled.
-        is_masked: `[P, L]` bool. A flag, not a token comparison: the mask id in a prompt is ordinary text.
-        ints: `[P, 10]` int64 with named views (`phase`, `step`, `remaining`, ...).
-        floats: `[P, 5]` float32 with named views (`confidence_threshold` is NaN for the even schedule).
-        stop_ids: `[P, E]` int64, -1 where unused.
+        length: positions of the current block; the context's end may have cut it.
+        phase: `DENOISE` or `COMMIT`.
+        step: denoise forwards done in this block.
+        remaining: tokens that may still be emitted.
     """
+
+    length: Tensor
+    phase: Tensor
+    step: Tensor
+    remaining: Tensor
+
+
+class PolicyInts(NamedTuple):
+    """Integer settings of each row's policy, `[R]` int64 each."""
 
     block_length: Tensor
     max_denoising_steps: Tensor
@@ -49,14 +42,34 @@ class BlockState:
     uses_drafter: Tensor
     top_k: Tensor
     seed: Tensor
-    phase: Tensor
-    step: Tensor
-    remaining: Tensor
+
+
+class PolicyFloats(NamedTuple):
+    """Fractional settings of each row's policy, `[R]` float32 each; a threshold of NaN is the even schedule."""
+
     confidence_threshold: Tensor
     temperature: Tensor
     denoise_temperature: Tensor
     top_p: Tensor
     min_p: Tensor
+
+
+class BlockState:
+    """Canvas, progress and policy of `P` request slots.
+
+    A slot's row is written when its prefill ends and read until the request ends; a new request overwrites
+    it. Nothing is allocated per request, so finish, length, abort and retraction have nothing to free.
+    Columns that are read together lie in one tensor: a round gathers each group once.
+
+    Attributes:
+        canvas: `[P, L]` int64, token ids of the current block, mask id where unfilled.
+        is_masked: `[P, L]` bool, false past the block. A flag, not a token comparison: the mask id in a prompt
+            is ordinary text.
+        progress: `[P, 4]` int64, columns of `Progress`.
+        policy_ints: `[P, 7]` int64, columns of `PolicyInts`.
+        policy_floats: `[P, 5]` float32, columns of `PolicyFloats`.
+        stop_ids: `[P, E]` int64, -1 where unused.
+    """
 
     def __init__(
         self,
@@ -71,15 +84,29 @@ class BlockState:
         self.context_length = context_length
         self.max_block_length = max_block_length
         self.device = torch.device(device)
+
+        def zeros(width: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros((num_slots, width), dtype=dtype, device=device)
+
         self.canvas = torch.full((num_slots, max_block_length), mask_token_id, dtype=torch.int64, device=device)
-        self.is_masked = torch.zeros((num_slots, max_block_length), dtype=torch.bool, device=device)
-        self.ints = torch.zeros((num_slots, len(_INT_COLUMNS)), dtype=torch.int64, device=device)
-        self.floats = torch.zeros((num_slots, len(_FLOAT_COLUMNS)), dtype=torch.float32, device=device)
+        self.is_masked = zeros(max_block_length, torch.bool)
+        self.progress = zeros(len(Progress._fields), torch.int64)
+        self.policy_ints = zeros(len(PolicyInts._fields), torch.int64)
+        self.policy_floats = zeros(len(PolicyFloats._fields), torch.float32)
         self.stop_ids = torch.full((num_slots, _MIN_STOP_COLUMNS), -1, dtype=torch.int64, device=device)
-        for column, name in enumerate(_INT_COLUMNS):
-            setattr(self, name, self.ints[:, column])
-        for column, name in enumerate(_FLOAT_COLUMNS):
-            setattr(self, name, self.floats[:, column])
+        self.offsets = torch.arange(max_block_length, device=device)
+
+    def progress_of(self, slots: Tensor) -> Progress:
+        """Gather `Progress` of `[R]` slots."""
+        return Progress(*self.progress[slots].unbind(1))
+
+    def ints_of(self, slots: Tensor) -> PolicyInts:
+        """Gather `PolicyInts` of `[R]` slots."""
+        return PolicyInts(*self.policy_ints[slots].unbind(1))
+
+    def floats_of(self, slots: Tensor) -> PolicyFloats:
+        """Gather `PolicyFloats` of `[R]` slots."""
+        return PolicyFloats(*self.policy_floats[slots].unbind(1))
 
     def admit(
         self, slots: Tensor, policies: list[DecodePolicy], emitted: list[int], seed_ids: Tensor, seq_lens: Tensor
@@ -93,59 +120,45 @@ class BlockState:
             seed_ids: `[R]` int64, token after the last cached one; ignored where blocks are unseeded.
             seq_lens: `[R]` int64, cached tokens.
         """
-        ints = [
+        self.policy_ints[slots] = self._column(
             [
-                policy.block_length,
-                policy.max_denoising_steps,
-                policy.accepts_whole_block,
-                policy.seeded_blocks,
-                policy.uses_drafter,
-                policy.top_k,
-                policy.seed,
-                COMMIT,
-                0,
-                policy.max_new_tokens - count,
-            ]
-            for policy, count in zip(policies, emitted, strict=True)
-        ]
-        floats = [
+                [
+                    policy.block_length,
+                    policy.max_denoising_steps,
+                    policy.accepts_whole_block,
+                    policy.seeded_blocks,
+                    policy.uses_drafter,
+                    policy.top_k,
+                    policy.seed,
+                ]
+                for policy in policies
+            ],
+            torch.int64,
+        )
+        self.policy_floats[slots] = self._column(
             [
-                math.nan if policy.confidence_threshold is None else policy.confidence_threshold,
-                policy.temperature,
-                policy.denoise_temperature,
-                policy.top_p,
-                policy.min_p,
-            ]
-            for policy in policies
-        ]
-        self.ints[slots] = torch.tensor(ints, dtype=torch.int64).to(self.device, non_blocking=True)
-        self.floats[slots] = torch.tensor(floats, dtype=torch.float32).to(self.device, non_blocking=True)
+                [
+                    math.nan if policy.confidence_threshold is None else policy.confidence_threshold,
+                    policy.temperature,
+                    policy.denoise_temperature,
+                    policy.top_p,
+                    policy.min_p,
+                ]
+                for policy in policies
+            ],
+            torch.float32,
+        )
         self._write_stop_ids(slots, [policy.stop_ids for policy in policies])
-        keep = torch.zeros(len(policies), dtype=torch.bool, device=self.device)
-        self.begin_blocks(slots, seed_ids, seq_lens, keep)
+        remaining = self._column(
+            [policy.max_new_tokens - count for policy, count in zip(policies, emitted, strict=True)], torch.int64
+        )
+        ints = self.ints_of(slots)
+        fresh = fresh_blocks(self, ints, seed_ids, seq_lens, remaining, self.max_block_length)
+        self.canvas[slots], self.is_masked[slots] = fresh.canvas, fresh.is_masked
+        self.progress[slots] = torch.stack(fresh.progress, dim=1)
 
-    def begin_blocks(self, slots: Tensor, seed_ids: Tensor, seq_lens: Tensor, keep: Tensor) -> None:
-        """Lay out a fresh block, `[seed, MASK, ...]` or all masked where unseeded, in rows not kept.
-
-        A seeded block of one position, an autoregressive step or the last one before the context end, has no
-        mask and goes straight to its commit.
-
-        Args:
-            slots: `[R]` int64.
-            seed_ids: `[R]` int64.
-            seq_lens: `[R]` int64, committed tokens before the block.
-            keep: `[R]` bool, rows whose block goes on.
-        """
-        is_seeded = self.is_seeded[slots].bool()
-        offsets = torch.arange(self.max_block_length, device=self.device)
-        fresh_mask = ~(is_seeded[:, None] & (offsets == 0))
-        fresh_canvas = torch.where(fresh_mask, self.mask_token_id, seed_ids[:, None])
-        self.canvas[slots] = torch.where(keep[:, None], self.canvas[slots], fresh_canvas)
-        self.is_masked[slots] = torch.where(keep[:, None], self.is_masked[slots], fresh_mask)
-        self.step[slots] = torch.where(keep, self.step[slots], 0)
-        length = torch.minimum(self.block_length[slots], self.context_length - seq_lens)
-        fresh_phase = torch.where((length > 1) | ~is_seeded, DENOISE, COMMIT)
-        self.phase[slots] = torch.where(keep, self.phase[slots], fresh_phase)
+    def _column(self, values: list[int] | list[list[int]] | list[list[float]], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).to(self.device, non_blocking=True)
 
     def _write_stop_ids(self, slots: Tensor, stop_ids: list[tuple[int, ...]]) -> None:
         width = max(len(ids) for ids in stop_ids)
@@ -155,4 +168,37 @@ class BlockState:
             self.stop_ids = wider
         width = self.stop_ids.shape[1]
         rows = [list(ids) + [-1] * (width - len(ids)) for ids in stop_ids]
-        self.stop_ids[slots] = torch.tensor(rows, dtype=torch.int64).to(self.device, non_blocking=True)
+        self.stop_ids[slots] = self._column(rows, torch.int64)
+
+
+class FreshBlocks(NamedTuple):
+    """Blocks as they begin: `canvas` and `is_masked` `[R, L]`, and their progress."""
+
+    canvas: Tensor
+    is_masked: Tensor
+    progress: Progress
+
+
+def fresh_blocks(
+    state: BlockState, ints: PolicyInts, seed_ids: Tensor, seq_lens: Tensor, remaining: Tensor, width: int
+) -> FreshBlocks:
+    """Lay out a fresh block, `[seed, MASK, ...]` or all masked where unseeded, for every row.
+
+    A seeded block of one position, an autoregressive step or the last one before the context end, has no
+    mask and goes straight to its commit.
+
+    Args:
+        state: for its constants.
+        ints: policies of R rows.
+        seed_ids: `[R]` int64.
+        seq_lens: `[R]` int64, committed tokens before the block.
+        remaining: `[R]` int64, tokens that may still be emitted.
+        width: L, at least the rows' block lengths.
+    """
+    offsets = state.offsets[:width]
+    length = torch.minimum(ints.block_length, state.context_length - seq_lens)
+    is_masked = (offsets >= ints.is_seeded[:, None]) & (offsets < length[:, None])
+    canvas = torch.where(offsets >= ints.is_seeded[:, None], state.mask_token_id, seed_ids[:, None])
+    # DENOISE is 0: a block with a mask starts there.
+    phase = (length <= ints.is_seeded).long()
+    return FreshBlocks(canvas, is_masked, Progress(length, phase, torch.zeros_like(length), remaining))

@@ -15,6 +15,9 @@ from dlm_sglang.seams.batch import DlmForwardInput
 class DlmAttentionBackend(AttentionBackend):
     """Writes the round's K/V into the rows' slots, then reads everything paged (architecture section 4.3)."""
 
+    # Lengths of a round's rows are known on the device only; the host would have to wait for them.
+    needs_cpu_seq_lens = False
+
     def __init__(self, model_runner: Any) -> None:
         super().__init__()
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
@@ -68,7 +71,8 @@ def _layout(forward_batch: Any) -> tuple[list[int], list[int], torch.Tensor]:
     """Row lengths, key lengths (host) and per-token limits of any forward mode."""
     spec_info = forward_batch.spec_info
     if isinstance(spec_info, DlmForwardInput):
-        return spec_info.row_lens, spec_info.kv_lens, spec_info.kv_limit
+        inputs = spec_info.inputs
+        return inputs.layout.widths.tolist(), inputs.kv_lens.tolist(), inputs.kv_limit
     seq_lens_cpu = forward_batch.seq_lens_cpu
     seq_lens = (forward_batch.seq_lens if seq_lens_cpu is None else seq_lens_cpu).tolist()
     if forward_batch.forward_mode.is_decode():

@@ -9,126 +9,144 @@ from sglang.srt.mem_cache.allocation import alloc_for_spec_decode
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 
+from dlm_sglang.decode.layout import RoundLayout
+from dlm_sglang.decode.round import RoundInputs
+
 
 class DlmRoundState(SpecInput):
-    """State between rounds. All of it lives in `BlockState`, by request slot; nothing to filter or merge.
+    """What a running batch carries between rounds. State of rows lives in `BlockState`, by request slot.
 
     Attributes:
         max_block_length: longest block of any row, for bounds.
+        layout: of the batch's rounds, kept until a request joins or leaves; None before it is made.
+        may_cut: some row is so near the context's end that its block may not fit.
+        max_kv_len: upper bound of any row's keys in the coming round.
+        future_indices: set by SGLang's overlapped loop, which finds each row's length by it.
     """
 
     num_tokens_per_req = 1
     num_tokens_for_logprob_per_req = 1
     future_indices: torch.Tensor | None = None
+    # What SGLang's relay between overlapped iterations would carry for other algorithms.
+    bonus_tokens = topk_p = topk_index = hidden_states = dsa_topk_indices = None
 
-    def __init__(self, max_block_length: int) -> None:
+    def __init__(self, max_block_length: int, layout: RoundLayout | None = None) -> None:
         super().__init__(SpecInputType.UNO_STATE)
         self.max_block_length = max_block_length
+        self.layout = layout
+        self.may_cut = False
+        self.max_kv_len = 0
 
     def filter_batch(self, new_indices: torch.Tensor, new_indices_cpu: list[int] | None = None) -> None:
         """Follow the batch when requests leave it."""
+        self.layout = None
 
     def merge_batch(self, other: DlmRoundState) -> None:
         """Follow the batch when another joins it."""
+        self.layout = None
 
 
 class DlmForwardInput(SpecInput):
     """Metadata of one mixed forward.
 
     Attributes:
-        positions: `[T]` int64.
-        kv_limit: `[T]` int64, keys at row positions below it are visible.
-        row_lens, kv_lens: R host lengths of queries and of keys (queries included).
+        inputs: what the forward reads.
+        max_kv_len: host-known upper bound of the rows' key lengths.
         draft_rows: `[T]` float32, 1 where the drafter adapter applies; None where it cannot.
     """
 
     capture_hidden_mode = CaptureHiddenMode.NULL
 
-    def __init__(
-        self,
-        positions: torch.Tensor,
-        kv_limit: torch.Tensor,
-        row_lens: list[int],
-        kv_lens: list[int],
-        draft_rows: torch.Tensor | None,
-    ) -> None:
+    def __init__(self, inputs: RoundInputs, max_kv_len: int) -> None:
         super().__init__(SpecInputType.UNO_VERIFY)
-        self.positions = positions
-        self.kv_limit = kv_limit
-        self.row_lens = row_lens
-        self.kv_lens = kv_lens
-        self.draft_rows = draft_rows
+        self.inputs = inputs
+        self.max_kv_len = max_kv_len
+        self.draft_rows = inputs.draft_rows
 
 
-# Slots taken at once beyond a row's block while the pool has room: an allocation per token costs more than it.
-LOOKAHEAD = 16
+# Slots taken at once beyond a row's needs while the pool has room: an allocation per token costs more than it.
+LOOKAHEAD = 32
+# "Room" is when this many times the lookahead of every row is free.
+ROOMY = 4
 
 
 def prepare_decode_round(original: Any, batch: Any) -> None:
     """Reserve KV slots for each row's block; other algorithms keep SGLang's own preparation.
 
     SGLang would reserve twice the server's largest block for every row, also for autoregressive ones, and
-    past the request table's width at the context end. A row needs its own block, at most up to the context end.
+    past the request table's width at the context end. A row needs its own block and what its rounds still on
+    the way may emit, at most up to the context end.
 
     Args:
         original: SGLang's function, called for batches that are not ours.
         batch: the `ScheduleBatch` about to run a decode round.
     """
-    if not isinstance(batch.spec_info, DlmRoundState):
+    spec_info = batch.spec_info
+    if not isinstance(spec_info, DlmRoundState):
         original(batch)
         return
     allocator = batch.token_to_kv_pool_allocator
     page_size = allocator.page_size
-    committed, rows, num_needed = [], [], 0
+    rows, num_needed, longest, may_cut = [], 0, 0, False
     for row, req in enumerate(batch.reqs):
-        req.decode_batch_idx += 1
-        kv = req.kv
-        committed.append(kv.kv_committed_len)
-        # Most rows hold their block already: only the others pay for the exact count.
-        if kv.kv_allocated_len < kv.kv_committed_len + req.dlm.policy.block_length:
-            missing = _wanted_len(req, page_size) - kv.kv_allocated_len
+        kv, state = req.kv, req.dlm
+        reach = kv.kv_committed_len + state.num_pending_tokens + state.policy.block_length
+        state.num_pending_tokens += state.policy.block_length
+        longest = reach if reach > longest else longest
+        # Most rows hold their slots already: only the others pay for the exact count.
+        if kv.kv_allocated_len < reach:
+            may_cut = may_cut or reach > state.context_length
+            missing = _whole_pages(reach, state.context_length, page_size) - kv.kv_allocated_len
             if missing > 0:
-                rows.append(row)
+                rows.append((req, row, reach))
                 num_needed += missing
-    batch.seq_lens_cpu = torch.tensor(committed, dtype=torch.int64)
-    batch.seq_lens_sum = sum(committed)
+    spec_info.may_cut = may_cut
+    spec_info.max_kv_len = longest
     if rows:
-        has_room = allocator.available_size() >= num_needed + LOOKAHEAD * len(rows)
+        lookahead = LOOKAHEAD * len(rows)
+        has_room = allocator.available_size() >= num_needed + ROOMY * lookahead
         _allocate(batch, rows, LOOKAHEAD if has_room else 0)
 
 
 def tokens_for_next_round(original: Any, batch: Any, requests: list[Any], page_size: int) -> int:
     """KV tokens that the next round cannot do without; SGLang retracts requests when they are not there.
 
-    While the pool holds a block for everybody the upper bound answers, without a look at each request.
+    While the pool holds two blocks for everybody the upper bound answers, without a look at each request.
     """
     if not isinstance(batch.spec_info, DlmRoundState):
         return int(original(batch, requests, page_size))
-    at_most = len(requests) * (batch.spec_info.max_block_length + page_size)
+    at_most = len(requests) * (2 * batch.spec_info.max_block_length + page_size)
     if batch.token_to_kv_pool_allocator.available_size() >= at_most:
         return at_most
-    return sum(max(0, _wanted_len(req, page_size) - req.kv.kv_allocated_len) for req in requests)
+    total = 0
+    for req in requests:
+        reach = req.kv.kv_committed_len + req.dlm.num_pending_tokens + req.dlm.policy.block_length
+        total += max(0, _whole_pages(reach, req.dlm.context_length, page_size) - req.kv.kv_allocated_len)
+    return total
 
 
-def _wanted_len(req: Any, page_size: int, lookahead: int = 0) -> int:
-    """Slots that `req` should hold: committed tokens and its block, whole pages, not past the context end."""
-    wanted = req.kv.kv_committed_len + req.dlm.policy.block_length + lookahead
-    return -(-min(wanted, req.dlm.context_length) // page_size) * page_size
+def _whole_pages(wanted_len: int, context_length: int, page_size: int) -> int:
+    """Slots that hold `wanted_len` tokens: whole pages, not past the context end."""
+    return -(-min(wanted_len, context_length) // page_size) * page_size
 
 
-def _allocate(batch: Any, rows: list[int], lookahead: int) -> None:
-    """Give the rows that lack slots theirs."""
-    reqs = [batch.reqs[row] for row in rows]
+def _allocate(batch: Any, rows: list[tuple[Any, int, int]], lookahead: int) -> None:
+    """Give the rows `(req, row, reach)` that lack slots theirs."""
+    reqs = [req for req, _, _ in rows]
     page_size = batch.token_to_kv_pool_allocator.page_size
     current = torch.tensor([req.kv.kv_allocated_len for req in reqs], dtype=torch.int32)
-    needed = torch.tensor([_wanted_len(req, page_size, lookahead) for req in reqs], dtype=torch.int32)
-    is_whole_batch = len(rows) == len(batch.reqs)
-    index = torch.tensor(rows).to(batch.device, non_blocking=True)
+    needed = torch.tensor(
+        [_whole_pages(reach + lookahead, req.dlm.context_length, page_size) for req, _, reach in rows],
+        dtype=torch.int32,
+    )
+    slots = batch.req_pool_indices
+    if len(rows) < len(batch.reqs):
+        slots = slots[torch.tensor([row for _, row, _ in rows]).to(batch.device, non_blocking=True)]
     alloc_for_spec_decode(
         batch.tree_cache,
         batch.req_to_token_pool,
         reqs=reqs,
-        req_pool_indices=batch.req_pool_indices if is_whole_batch else batch.req_pool_indices[index],
+        req_pool_indices=slots,
         cur_kv_lens=current.to(batch.device, non_blocking=True),
         cur_kv_lens_cpu=current,
         nxt_kv_lens=needed.to(batch.device, non_blocking=True),

@@ -96,7 +96,7 @@ def _register_algorithm() -> None:
 
         return DlmWorker
 
-    SpeculativeAlgorithm.register(ALGORITHM, supports_overlap=False, spec_class=DlmAlgorithm)(factory)
+    SpeculativeAlgorithm.register(ALGORITHM, supports_overlap=True, spec_class=DlmAlgorithm)(factory)
 
 
 def _register_hooks() -> None:
@@ -117,6 +117,12 @@ def _register_hooks() -> None:
             f"{srt}.managers.scheduler_components.batch_result_processor"
             ".SchedulerBatchResultProcessor.process_batch_result_prefill",
             results.hold_emissions,
+            HookType.AROUND,
+        ),
+        (
+            f"{srt}.managers.scheduler_components.batch_result_processor"
+            ".SchedulerBatchResultProcessor.process_batch_result_decode",
+            results.account_round,
             HookType.AROUND,
         ),
         (f"{srt}.managers.schedule_batch.Req.update_finish_state", results.skip_silent_rounds, HookType.AROUND),

@@ -23,14 +23,14 @@ class RequestState:
         policy: how the request decodes.
         context_length: positions that a sequence may have.
         stats: what was done for it so far, across retractions.
-        holds_emission: the prefill that just ran must not emit its token (see `DlmWorker`).
+        num_pending_tokens: most tokens that rounds launched and not yet accounted for may emit.
         num_scratch_tokens: tokens emitted in the last round whose KV was never committed.
     """
 
     policy: DecodePolicy
     context_length: int
     stats: DecodeStats = field(default_factory=DecodeStats)
-    holds_emission: bool = False
+    num_pending_tokens: int = 0
     num_scratch_tokens: int = 0
 
 

@@ -1,26 +1,63 @@
-"""What our rounds need from SGLang's result processing: silent prefills and statistics in the output."""
+"""What our rounds need from SGLang's result processing: silent prefills, accounting, statistics in the output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
+from sglang.srt.managers.utils import GenerationBatchResult
+from sglang.srt.utils.common import async_d2h
 
 from dlm_sglang.params import FLAT_KEY
 
 
+@dataclass
+class DlmRoundResult(GenerationBatchResult):
+    """Result of a decode round, on its way to the host.
+
+    Attributes:
+        is_denoise: `[R]` bool, the round was a denoise forward for the row; None where no row could be one.
+    """
+
+    is_denoise: torch.Tensor | None = None
+
+    def copy_to_cpu(self, return_logprob: bool, return_hidden_states: bool = True) -> None:
+        """Start the copies that result processing waits for, one iteration later when loops overlap."""
+        if self.is_denoise is not None:
+            self.is_denoise = async_d2h(self.is_denoise)
+        super().copy_to_cpu(return_logprob, return_hidden_states)
+
+
+def account_round(original: Callable[..., None], processor: Any, batch: Any, result: Any) -> None:
+    """Count what the round did for each request, before SGLang ends and streams requests."""
+    if isinstance(result, DlmRoundResult):
+        if result.copy_done is not None:
+            result.copy_done.synchronize()
+        assert result.accept_lens is not None
+        accept_lens = result.accept_lens.tolist()
+        is_denoise = [False] * len(accept_lens) if result.is_denoise is None else result.is_denoise.tolist()
+        for req, denoised, accepted in zip(batch.reqs, is_denoise, accept_lens, strict=True):
+            # An overlapped round may have run for a request that ended, or was retracted, before it.
+            if req.finished() or req.is_retracted:
+                continue
+            state = req.dlm
+            state.stats.count_round(is_denoise=denoised, accept_len=accepted)
+            state.num_scratch_tokens = accepted if denoised else 0
+            state.num_pending_tokens -= state.policy.block_length
+    original(processor, batch, result)
+
+
 def hold_emissions(original: Callable[..., None], processor: Any, batch: Any, result: Any) -> None:
-    """Let the prefills that must not emit pass for one more chunk.
+    """Let the prefills that must not emit (`result.held_rows`) pass for one more chunk.
 
     SGLang neither appends a token nor streams for a prefill that is not finished; the request is in the
     running batch all the same and its next decode round finds the block state that the prefill left.
     """
-    for req in batch.reqs:
-        state = getattr(req, "dlm", None)
-        if state is None or not state.holds_emission:
-            continue
-        state.holds_emission = False
+    for row in getattr(result, "held_rows", ()):
+        req = batch.reqs[row]
         if not req.finished() and not req.is_retracted:
             req.inflight_middle_chunks += 1
     original(processor, batch, result)

@@ -8,9 +8,19 @@ from sglang.srt.managers.overlap_utils import FutureMap
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from dlm_sglang.errors import SettingsError
-from dlm_sglang.seams.check import require_seams
+from dlm_sglang.seams.check import on_cpu_platform, require_seams
 from dlm_sglang.seams.names import ALGORITHM, ATTENTION_BACKEND
 from dlm_sglang.settings import DecodeSettings
+
+
+class DlmFutureMap(FutureMap):
+    """Carries row lengths from one overlapped iteration to the next; all else is in `BlockState`, on the device."""
+
+    def stash(self, future_indices: Any, payload: Any) -> None:
+        """Nothing to relay."""
+
+    def _resolve_spec_extras(self, batch: Any) -> None:
+        """Nothing was relayed."""
 
 
 class DlmAlgorithm(CustomSpecAlgo):
@@ -33,7 +43,7 @@ class DlmAlgorithm(CustomSpecAlgo):
         needs_confidence_relay: bool = False,
     ) -> FutureMap:
         """SGLang's relay between iterations; the scheduler asks the algorithm for it."""
-        return FutureMap(device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay)
+        return DlmFutureMap(device, self, req_to_token_pool, needs_cpu_seq_lens, needs_confidence_relay)
 
     def handle_server_args(self, server_args: Any) -> None:
         """Fill in what our rounds need and refuse what they cannot do; called at start-up with the arguments."""
@@ -45,8 +55,9 @@ class DlmAlgorithm(CustomSpecAlgo):
         server_args.speculative_num_steps = 1
         server_args.speculative_eagle_topk = 1
         server_args.attention_backend = ATTENTION_BACKEND
-        # Rounds read accept lengths on the host; the overlapped loop is a later step.
-        server_args.disable_overlap_schedule = True
+        if settings.overlap_schedule == "off" or (settings.overlap_schedule == "auto" and on_cpu_platform()):
+            # Without a device of its own a forward leaves the host nothing to do beside it.
+            server_args.disable_overlap_schedule = True
         server_args.disable_cuda_graph = True
 
 

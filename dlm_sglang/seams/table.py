@@ -102,6 +102,14 @@ SEAMS: tuple[Seam, ...] = (
         Kind.HOOK,
     ),
     Seam(
+        f"{_RESULTS}.SchedulerBatchResultProcessor.process_batch_result_decode",
+        ("self", "batch", "result"),
+        "seams/results.py account_round",
+        "responses could not say what a request cost, and scratch KV would reach the prefix cache",
+        "SGLang tells a registered algorithm of each processed round",
+        Kind.HOOK,
+    ),
+    Seam(
         f"{_BATCH}.Req.update_finish_state",
         ("self", "new_accepted_len"),
         "seams/results.py skip_silent_rounds",
@@ -179,6 +187,27 @@ SEAMS: tuple[Seam, ...] = (
         ),
         "seams/worker.py",
         "no mixed forward",
+        "never",
+    ),
+    Seam(
+        f"{_SRT}.managers.overlap_utils.FutureMap.stash",
+        ("self", "future_indices", "payload"),
+        "seams/spec_algorithm.py DlmFutureMap",
+        "overlapped iterations would relay tensors that we do not have",
+        "never: the algorithm makes its own map",
+    ),
+    Seam(
+        f"{_SRT}.managers.overlap_utils.FutureMap._resolve_spec_extras",
+        ("self", "batch"),
+        "seams/spec_algorithm.py DlmFutureMap",
+        "overlapped iterations would relay tensors that we do not have",
+        "never: the algorithm makes its own map",
+    ),
+    Seam(
+        f"{_SRT}.managers.utils.GenerationBatchResult.copy_to_cpu",
+        ("self", "return_logprob", "return_hidden_states"),
+        "seams/results.py DlmRoundResult",
+        "the host would have to wait for what a round was",
         "never",
     ),
     Seam(

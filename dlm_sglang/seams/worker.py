@@ -14,23 +14,30 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dlm_sglang.decode.choose import choose_seeds
-from dlm_sglang.decode.round import RoundInputs, RoundTraits, advance_round, plan_round
+from dlm_sglang.decode.layout import make_layout
+from dlm_sglang.decode.round import RoundInputs, advance_round, plan_round
 from dlm_sglang.decode.state import BlockState
 from dlm_sglang.seams.batch import DlmForwardInput, DlmRoundState
 from dlm_sglang.seams.check import require_seams
 from dlm_sglang.seams.names import ALGORITHM
 from dlm_sglang.seams.request import RequestState, request_state
+from dlm_sglang.seams.results import DlmRoundResult
 from dlm_sglang.settings import DecodeSettings
 
 logger = logging.getLogger(__name__)
+
+# SGLang hands out KV slots from 1 on; what padding tokens write goes to slot 0.
+PADDING_KV_SLOT = 0
 
 
 class DlmWorker(BaseSpecWorker):
     """Draft and verify by the target runner; state in tensors by request slot.
 
     A prefill normally emits the token that its last causal row predicts: the first block's seed. Two kinds of
-    request must not emit it (`RequestState.holds_emission`): unseeded blocks start all masked, and a diffusion
-    request that comes back from retraction resumes its block at the seed it already emitted.
+    request must not emit it (`held_rows` of the result): unseeded blocks start all masked, and a diffusion
+    request that comes back from retraction resumes its block at the seed it already emitted. Neither does the host
+    wait for the device in a round: what a round accepted reaches it with the result's copy, one iteration later where
+    SGLang's loop overlaps.
     """
 
     def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
@@ -97,71 +104,62 @@ class DlmWorker(BaseSpecWorker):
         states = [request_state(req, self.limits, self.context_length) for req in batch.reqs]
         result = self._target_worker.forward_batch_generation(batch, is_verify=True)
         policies = [state.policy for state in states]
-        slots = batch.req_pool_indices.long()
-        seq_lens = batch.seq_lens.long()
-        emitted = [len(req.output_ids) for req in batch.reqs]
+        slots, seq_lens = batch.req_pool_indices, batch.seq_lens
         seed_ids = choose_seeds(result.logits_output.next_token_logits, policies, seq_lens, self.mask_token_id)
         result.next_token_ids = seed_ids
-        result.new_seq_lens = batch.seq_lens
+        result.new_seq_lens = seq_lens
         result.next_draft_input = DlmRoundState(self.limits.max_block_length)
-        self._hold_emissions(batch, states, seed_ids, seq_lens, result)
-        seed_counts = [count + (not state.holds_emission) for count, state in zip(emitted, states, strict=True)]
-        self.state.admit(slots, policies, seed_counts, seed_ids, result.new_seq_lens.long())
+        held = self._hold_emissions(batch, states, seed_ids, result)
+        emitted = [len(req.output_ids) + (row not in held) for row, req in enumerate(batch.reqs)]
+        self.state.admit(slots, policies, emitted, seed_ids, result.new_seq_lens)
         return result
 
     def _hold_emissions(
-        self,
-        batch: Any,
-        states: list[RequestState],
-        seed_ids: torch.Tensor,
-        seq_lens: torch.Tensor,
-        result: GenerationBatchResult,
-    ) -> None:
-        """Mark prefills whose token is not emitted, and take a resumed block's seed back out of the cache."""
-        new_seq_lens = None
+        self, batch: Any, states: list[RequestState], seed_ids: torch.Tensor, result: GenerationBatchResult
+    ) -> set[int]:
+        """Name the prefills whose token is not emitted, and take a resumed block's seed back out of the cache."""
+        held: set[int] = set()
         for row, (req, state) in enumerate(zip(batch.reqs, states, strict=True)):
             policy = state.policy
-            is_last_chunk = req.inflight_middle_chunks <= 0
+            state.num_pending_tokens = 0
+            # Not SGLang's count of chunks on the way: an overlapped loop is one behind with it.
+            is_last_chunk = req.extend_range.end >= len(req.full_untruncated_fill_ids)
             resumes = policy.accepts_whole_block and policy.seeded_blocks and len(req.output_ids) > 0
-            state.holds_emission = is_last_chunk and (resumes or not policy.seeded_blocks)
-            if state.holds_emission and resumes:
-                new_seq_lens = seq_lens.clone() if new_seq_lens is None else new_seq_lens
-                new_seq_lens[row] -= 1
+            if not is_last_chunk or not (resumes or not policy.seeded_blocks):
+                continue
+            held.add(row)
+            if resumes:
+                if result.new_seq_lens is batch.seq_lens:
+                    result.new_seq_lens = batch.seq_lens.clone()
+                result.new_seq_lens[row] -= 1
                 seed_ids[row] = req.output_ids[-1]
                 req.kv.kv_committed_len -= 1
-        if new_seq_lens is not None:
-            result.new_seq_lens = new_seq_lens
+        result.held_rows = held
+        return held
 
-    def _decode(self, batch: Any) -> GenerationBatchResult:
+    def _decode(self, batch: Any) -> DlmRoundResult:
         assert self.state is not None
-        states: list[RequestState] = [req.dlm for req in batch.reqs]
-        policies = [state.policy for state in states]
-        slots = batch.req_pool_indices.long()
-        seq_lens = batch.seq_lens.long()
-        seq_lens_cpu: list[int] = batch.seq_lens_cpu.tolist()
-        row_lens = [
-            min(policy.block_length, self.context_length - length)
-            for policy, length in zip(policies, seq_lens_cpu, strict=True)
-        ]
-        inputs = plan_round(self.state, slots, seq_lens, row_lens, RoundTraits.of(policies))
+        carried: DlmRoundState = batch.spec_info
+        if carried.layout is None:
+            carried.layout = make_layout([req.dlm.policy for req in batch.reqs], self.device)
+        inputs = plan_round(
+            self.state, carried.layout, batch.req_pool_indices, batch.seq_lens, may_cut=carried.may_cut
+        )
         target = self._target_worker.forward_batch_generation(
-            batch=None, forward_batch=self._forward_batch(batch, inputs, seq_lens_cpu), is_verify=True
+            batch=None, forward_batch=self._forward_batch(batch, inputs, carried.max_kv_len), is_verify=True
         )
         outputs = advance_round(self.state, inputs, target.logits_output.next_token_logits)
-        accept_lens, is_denoise = outputs.accept_lens.tolist(), outputs.is_denoise.tolist()
-        for state, denoised, accepted in zip(states, is_denoise, accept_lens, strict=True):
-            state.stats.count_round(is_denoise=denoised, accept_len=accepted)
-            state.num_scratch_tokens = accepted if denoised else 0
-        return GenerationBatchResult(
+        return DlmRoundResult(
             logits_output=target.logits_output,
             next_token_ids=outputs.token_ids.reshape(-1),
             accept_lens=outputs.accept_lens,
-            next_draft_input=DlmRoundState(self.limits.max_block_length),
+            next_draft_input=DlmRoundState(self.limits.max_block_length, carried.layout),
             speculative_num_draft_tokens=outputs.token_ids.shape[1],
             # With SGLang's default of 1 a row that accepts nothing counts -1 correct drafts.
             num_non_draft_tokens_per_req=0,
             new_seq_lens=outputs.new_seq_lens,
             can_run_cuda_graph=target.can_run_cuda_graph,
+            is_denoise=outputs.is_denoise,
         )
 
     def prepare_for_kv_cache_release(self, req: Any) -> None:
@@ -169,26 +167,23 @@ class DlmWorker(BaseSpecWorker):
         req.kv.kv_committed_len -= req.dlm.num_scratch_tokens
         req.dlm.num_scratch_tokens = 0
 
-    def _forward_batch(self, batch: Any, inputs: RoundInputs, seq_lens_cpu: list[int]) -> ForwardBatch:
+    def _forward_batch(self, batch: Any, inputs: RoundInputs, max_kv_len: int) -> ForwardBatch:
         req_to_token = self.model_runner.req_to_token_pool.req_to_token
-        kv_lens = [length + row for length, row in zip(seq_lens_cpu, inputs.row_lens, strict=True)]
-        slot_of_token = inputs.slots
-        if inputs.token_index.shape[1] > 1:
-            slot_of_token = torch.repeat_interleave(
-                inputs.slots, inputs.row_lens_device, output_size=inputs.input_ids.shape[0]
-            )
+        kv_slots = req_to_token[inputs.layout.per_token(inputs.slots), inputs.positions].long()
+        if inputs.is_padding is not None:
+            kv_slots = torch.where(inputs.is_padding, PADDING_KV_SLOT, kv_slots)
         return ForwardBatch(
             forward_mode=ForwardMode.TARGET_VERIFY,
-            batch_size=len(batch.reqs),
+            batch_size=inputs.layout.num_rows,
             input_ids=inputs.input_ids,
             req_pool_indices=batch.req_pool_indices,
             seq_lens=batch.seq_lens,
-            out_cache_loc=req_to_token[slot_of_token, inputs.positions].long(),
-            seq_lens_sum=sum(seq_lens_cpu),
-            seq_lens_cpu=batch.seq_lens_cpu,
+            out_cache_loc=kv_slots,
+            seq_lens_sum=None,
+            seq_lens_cpu=None,
             positions=inputs.positions,
             spec_algorithm=self.algorithm,
-            spec_info=DlmForwardInput(inputs.positions, inputs.kv_limit, inputs.row_lens, kv_lens, inputs.draft_rows),
+            spec_info=DlmForwardInput(inputs, max_kv_len),
             capture_hidden_mode=DlmForwardInput.capture_hidden_mode,
             return_hidden_states_before_norm=False,
         )

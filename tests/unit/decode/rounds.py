@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from dlm_sglang.decode.choose import choose_seeds
+from dlm_sglang.decode.layout import make_layout
 from dlm_sglang.decode.policy import DecodePolicy
-from dlm_sglang.decode.round import RoundTraits, advance_round, plan_round
+from dlm_sglang.decode.round import advance_round, plan_round
 from dlm_sglang.decode.state import BlockState
 from dlm_sglang.decode.stats import DecodeStats
 from dlm_sglang.reference.sequence import TriModeModel
@@ -79,24 +80,27 @@ def _prefill(model: TriModeModel, state: BlockState, slot: int, row: Row) -> Non
 
 
 def _round(model: TriModeModel, state: BlockState, live: list[int], rows: list[Row], context_length: int) -> None:
-    policies = [rows[slot].policy for slot in live]
+    layout = make_layout([rows[slot].policy for slot in live], "cpu")
     seq_lens = [len(rows[slot].tokens) for slot in live]
-    row_lens = [
-        min(policy.block_length, context_length - length) for policy, length in zip(policies, seq_lens, strict=True)
-    ]
-    inputs = plan_round(state, torch.tensor(live), torch.tensor(seq_lens), row_lens, RoundTraits.of(policies))
+    widths = layout.widths.tolist()
+    may_cut = any(length + width > context_length for length, width in zip(seq_lens, widths, strict=True))
+    inputs = plan_round(state, layout, torch.tensor(live), torch.tensor(seq_lens), may_cut=may_cut)
+    is_padding = torch.zeros(layout.num_tokens, dtype=torch.bool) if inputs.is_padding is None else inputs.is_padding
     logits, begin = [], 0
-    for slot, length in zip(live, row_lens, strict=True):
-        ids = inputs.input_ids[begin : begin + length].tolist()
+    for slot, width in zip(live, widths, strict=True):
+        num_real = int((~is_padding[begin : begin + width]).sum())
+        ids = inputs.input_ids[begin : begin + num_real].tolist()
         use_lora = inputs.draft_rows is not None and bool(inputs.draft_rows[begin])
-        limits = inputs.kv_limit[begin : begin + length].tolist()
-        logits.append(_forward(model, rows[slot].tokens + ids, limits, use_lora=use_lora))
-        begin += length
-    inputs_by_row = inputs.input_ids.split(row_lens)
+        limits = inputs.kv_limit[begin : begin + num_real].tolist()
+        real = _forward(model, rows[slot].tokens + ids, limits, use_lora=use_lora)
+        # What a padding token predicts must not matter.
+        logits.append(torch.cat([real, torch.randn(width - num_real, real.shape[1], dtype=real.dtype)]))
+        begin += width
+    inputs_by_row = inputs.input_ids.split(widths)
     outputs = advance_round(state, inputs, torch.cat(logits))
     for index, slot in enumerate(live):
         row, accepted = rows[slot], int(outputs.accept_lens[index])
-        is_denoise = bool(outputs.is_denoise[index])
+        is_denoise = outputs.is_denoise is not None and bool(outputs.is_denoise[index])
         row.stats.count_round(is_denoise=is_denoise, accept_len=accepted)
         row.emit(outputs.token_ids[index, :accepted].tolist())
         assert not is_denoise or accepted == 0 or row.is_finished, "scratch KV would be committed"

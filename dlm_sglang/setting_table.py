@@ -154,6 +154,20 @@ SETTINGS: tuple[Setting, ...] = (
         choices=("auto", "on", "off"),
     ),
     Setting(
+        "pad_rounds",
+        "string",
+        "auto",
+        "pad decode rounds to common shapes, each captured once as a CUDA graph; `auto` does so on a GPU",
+        choices=("auto", "on", "off"),
+    ),
+    Setting(
+        "max_padded_tokens",
+        "integer",
+        1024,
+        "query tokens of the largest decode round that is captured; larger ones run without a graph",
+        low=1,
+    ),
+    Setting(
         "api_key", "string", None, "key that clients must send", nullable=True, sglang_flag="--api-key", secret=True
     ),
     Setting("log_level", "string", "info", "least severe message logged", choices=_LEVELS, sglang_flag="--log-level"),

@@ -71,6 +71,8 @@ class DecodeSettings:
     default_confidence_threshold: float | None
     default_draft_threshold: float
     overlap_schedule: str = "auto"
+    pad_rounds: str = "auto"
+    max_padded_tokens: int = 1024
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> DecodeSettings:
@@ -98,6 +100,8 @@ class DecodeSettings:
             default_confidence_threshold=number("default_confidence_threshold"),
             default_draft_threshold=number("default_draft_threshold") or 0.0,
             overlap_schedule=str(resolved["overlap_schedule"].value),
+            pad_rounds=str(resolved["pad_rounds"].value),
+            max_padded_tokens=int(number("max_padded_tokens") or 0),
         )
 
     def limits(

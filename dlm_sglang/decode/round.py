@@ -107,7 +107,7 @@ def plan_round(
         kv_lens = kv_lens.clamp(max=state.context_length)
         block_end = layout.per_token(kv_lens)
         is_padding = positions >= block_end
-        positions = torch.minimum(positions, block_end - 1)
+        positions = torch.minimum(positions, block_end - 1).clamp(min=0)
         kv_limit = torch.minimum(kv_limit, block_end)
     draft_rows = None
     if layout.may_draft:

@@ -93,6 +93,8 @@ class BlockState:
         self.progress = zeros(len(Progress._fields), torch.int64)
         self.policy_ints = zeros(len(PolicyInts._fields), torch.int64)
         self.policy_floats = zeros(len(PolicyFloats._fields), torch.float32)
+        # Padding rows use a slot that no request ever has; it must be possible to divide by its steps.
+        self.policy_ints[:, PolicyInts._fields.index("max_denoising_steps")] = 1
         self.stop_ids = torch.full((num_slots, _MIN_STOP_COLUMNS), -1, dtype=torch.int64, device=device)
         self.offsets = torch.arange(max_block_length, device=device)
 

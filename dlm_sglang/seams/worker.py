@@ -7,27 +7,26 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
+from dlm_sglang.decode.buckets import make_buckets
 from dlm_sglang.decode.choose import choose_seeds
 from dlm_sglang.decode.layout import make_layout
-from dlm_sglang.decode.round import RoundInputs, advance_round, plan_round
+from dlm_sglang.decode.round import RoundOutputs
 from dlm_sglang.decode.state import BlockState
-from dlm_sglang.seams.batch import DlmForwardInput, DlmRoundState
+from dlm_sglang.seams.batch import DlmRoundState
 from dlm_sglang.seams.check import require_seams
 from dlm_sglang.seams.names import ALGORITHM
 from dlm_sglang.seams.request import RequestState, request_state
 from dlm_sglang.seams.results import DlmRoundResult
+from dlm_sglang.seams.rounds import PaddedRounds, RoundRunner
 from dlm_sglang.settings import DecodeSettings
 
 logger = logging.getLogger(__name__)
-
-# SGLang hands out KV slots from 1 on; what padding tokens write goes to slot 0.
-PADDING_KV_SLOT = 0
 
 
 class DlmWorker(BaseSpecWorker):
@@ -51,12 +50,15 @@ class DlmWorker(BaseSpecWorker):
         self.context_length = int(config.context_len)
         self.mask_token_id = int(hf_config.mask_token_id)
         self.speculative_num_draft_tokens = int(get_spec().speculative_num_draft_tokens)
-        self.limits = DecodeSettings.from_env().limits(
+        self.settings = DecodeSettings.from_env()
+        self.limits = self.settings.limits(
             max_block_length=self.speculative_num_draft_tokens,
             checkpoint_block_length=int(hf_config.block_size),
         )
         self.algorithm = SpeculativeAlgorithm.from_string(ALGORITHM)
         self.state: BlockState | None = None
+        self.rounds: RoundRunner | None = None
+        self.padded_rounds: PaddedRounds | None = None
 
     @property
     def target_worker(self) -> Any:
@@ -84,6 +86,18 @@ class DlmWorker(BaseSpecWorker):
             context_length=self.context_length,
             device=self.device,
         )
+        self.rounds = RoundRunner(self.model_runner, self.state, self.algorithm)
+
+    def init_cuda_graphs(self) -> None:
+        """Capture the decode rounds; SGLang calls it when weights, pools and attention backends are there."""
+        super().init_cuda_graphs()
+        assert self.rounds is not None
+        is_cuda = torch.device(self.device).type == "cuda"
+        if self.settings.pad_rounds == "on" or (self.settings.pad_rounds == "auto" and is_cuda):
+            max_rows = int(self.model_runner.max_running_requests)
+            buckets = make_buckets(max_rows, self.limits.max_block_length, self.settings.max_padded_tokens)
+            self.padded_rounds = PaddedRounds(self.rounds, buckets)
+            self.padded_rounds.capture()
 
     def forward_batch_generation(
         self, batch: Any, on_publish: Callable[[torch.Tensor], None] | None = None, **kwargs: Any
@@ -138,19 +152,12 @@ class DlmWorker(BaseSpecWorker):
         return held
 
     def _decode(self, batch: Any) -> DlmRoundResult:
-        assert self.state is not None
         carried: DlmRoundState = batch.spec_info
         if carried.layout is None:
             carried.layout = make_layout([req.dlm.policy for req in batch.reqs], self.device)
-        inputs = plan_round(
-            self.state, carried.layout, batch.req_pool_indices, batch.seq_lens, may_cut=carried.may_cut
-        )
-        target = self._target_worker.forward_batch_generation(
-            batch=None, forward_batch=self._forward_batch(batch, inputs, carried.max_kv_len), is_verify=True
-        )
-        outputs = advance_round(self.state, inputs, target.logits_output.next_token_logits)
+        outputs = self._run_round(batch.req_pool_indices, batch.seq_lens, carried)
         return DlmRoundResult(
-            logits_output=target.logits_output,
+            logits_output=LogitsProcessorOutput(next_token_logits=None),
             next_token_ids=outputs.token_ids.reshape(-1),
             accept_lens=outputs.accept_lens,
             next_draft_input=DlmRoundState(self.limits.max_block_length, carried.layout),
@@ -158,32 +165,18 @@ class DlmWorker(BaseSpecWorker):
             # With SGLang's default of 1 a row that accepts nothing counts -1 correct drafts.
             num_non_draft_tokens_per_req=0,
             new_seq_lens=outputs.new_seq_lens,
-            can_run_cuda_graph=target.can_run_cuda_graph,
             is_denoise=outputs.is_denoise,
         )
+
+    def _run_round(self, slots: torch.Tensor, seq_lens: torch.Tensor, carried: DlmRoundState) -> RoundOutputs:
+        assert self.rounds is not None and carried.layout is not None
+        if self.padded_rounds is not None:
+            outputs = self.padded_rounds.run(slots, seq_lens, carried.layout)
+            if outputs is not None:
+                return outputs
+        return self.rounds.run(slots, seq_lens, carried.layout, may_cut=carried.may_cut, max_kv_len=carried.max_kv_len)
 
     def prepare_for_kv_cache_release(self, req: Any) -> None:
         """Called before a finished request's KV goes to the prefix cache: keep scratch KV out of it."""
         req.kv.kv_committed_len -= req.dlm.num_scratch_tokens
         req.dlm.num_scratch_tokens = 0
-
-    def _forward_batch(self, batch: Any, inputs: RoundInputs, max_kv_len: int) -> ForwardBatch:
-        req_to_token = self.model_runner.req_to_token_pool.req_to_token
-        kv_slots = req_to_token[inputs.layout.per_token(inputs.slots), inputs.positions].long()
-        if inputs.is_padding is not None:
-            kv_slots = torch.where(inputs.is_padding, PADDING_KV_SLOT, kv_slots)
-        return ForwardBatch(
-            forward_mode=ForwardMode.TARGET_VERIFY,
-            batch_size=inputs.layout.num_rows,
-            input_ids=inputs.input_ids,
-            req_pool_indices=batch.req_pool_indices,
-            seq_lens=batch.seq_lens,
-            out_cache_loc=kv_slots,
-            seq_lens_sum=None,
-            seq_lens_cpu=None,
-            positions=inputs.positions,
-            spec_algorithm=self.algorithm,
-            spec_info=DlmForwardInput(inputs, max_kv_len),
-            capture_hidden_mode=DlmForwardInput.capture_hidden_mode,
-            return_hidden_states_before_norm=False,
-        )

@@ -33,7 +33,10 @@ DIFFUSIONS_PER_PROMPT = 3
 # SGLang counts every KV slot after every round, not only when idle, and stops at the first one that is lost.
 STRICT_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 # No slot is free and owned at once; looks through the whole pool every round.
+OVERLAPPED = {"DLM_OVERLAP_SCHEDULE": "on"}
 PAGE_CHECKS = {"SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
+
+SERVER_FIXTURES = {"server", "small_server", "each_server", "each_small_server"}
 
 ORACLE = pytest.StashKey[Oracle]()
 
@@ -63,6 +66,43 @@ def small_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def overlapped_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As `server`, in SGLang's overlapped loop: results reach the scheduler one round late."""
+    log_file = tmp_path_factory.mktemp("overlapped-server") / "server.log"
+    flags = ["--max-total-tokens", str(POOL_TOKENS)]
+    server = start_server(checkpoint, log_file, flags, {**STRICT_CHECKS, **OVERLAPPED})
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def overlapped_small_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """As `small_server`, in SGLang's overlapped loop."""
+    log_file = tmp_path_factory.mktemp("overlapped-small-server") / "server.log"
+    server = start_server(checkpoint, log_file, SMALL_FLAGS, {**STRICT_CHECKS, **PAGE_CHECKS, **OVERLAPPED})
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=["server", "overlapped_server"])
+def each_server(request: pytest.FixtureRequest) -> Server:
+    """The big server with SGLang's synchronous loop, then with its overlapped one."""
+    server: Server = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture(params=["small_server", "overlapped_small_server"])
+def each_small_server(request: pytest.FixtureRequest) -> Server:
+    """The small server with SGLang's synchronous loop, then with its overlapped one."""
+    server: Server = request.getfixturevalue(request.param)
+    return server
 
 
 @pytest.fixture(scope="session")
@@ -117,9 +157,9 @@ def mixed_asks(prompts: list[tuple[int, ...]]) -> list[Ask]:
 
 @pytest.fixture(autouse=True)
 def server_stays_well(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test on the shared server: it lives, and told of no leak and no crash."""
+    """After each test on a shared server: it lives, and told of no leak and no crash."""
     yield
-    for name in {"server", "small_server"} & set(request.fixturenames):
+    for name in SERVER_FIXTURES & set(request.fixturenames):
         server: Server = request.getfixturevalue(name)
         assert server.is_alive(), f"the server ended with status {server.process.returncode}"
         assert server.alarms() == []

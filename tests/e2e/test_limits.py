@@ -46,7 +46,7 @@ def check(oracle: Oracle, asks: list[Ask], answers: list[Answer]) -> None:
 
 @each_policy
 def test_stop_token_at_any_place_of_a_block_ends_the_answer_there(
-    server: Server, oracle: Oracle, prompts: list[tuple[int, ...]], policy: Policy
+    each_server: Server, oracle: Oracle, prompts: list[tuple[int, ...]], policy: Policy
 ) -> None:
     """As the seed, inside the block, at its last slot, as the bonus token, in the second block."""
     free = varied(prompts[3], policy)
@@ -57,7 +57,7 @@ def test_stop_token_at_any_place_of_a_block_ends_the_answer_there(
         if token_id not in tokens[:place]
     ]
     assert len(asks) > BLOCK_LENGTH, "the free run repeats itself; make it hotter"
-    answers = ask_all(server.url, asks, concurrency=8)
+    answers = ask_all(each_server.url, asks, concurrency=8)
     check(oracle, asks, answers)
     for one, answer in zip(asks, answers, strict=True):
         ends = oracle.eos_ids | set(one.stop_token_ids)
@@ -67,11 +67,11 @@ def test_stop_token_at_any_place_of_a_block_ends_the_answer_there(
 
 @each_policy
 def test_max_tokens_cuts_inside_a_block(
-    server: Server, oracle: Oracle, prompts: list[tuple[int, ...]], policy: Policy
+    each_server: Server, oracle: Oracle, prompts: list[tuple[int, ...]], policy: Policy
 ) -> None:
     limits = (1, 2, BLOCK_LENGTH - 1, BLOCK_LENGTH, BLOCK_LENGTH + 1, 2 * BLOCK_LENGTH + 1)
     asks = [Ask(prompt_ids=prompts[4], policy=policy, max_new_tokens=limit, ignore_eos=True) for limit in limits]
-    answers = ask_all(server.url, asks, concurrency=4)
+    answers = ask_all(each_server.url, asks, concurrency=4)
     check(oracle, asks, answers)
     assert [answer.num_tokens for answer in answers] == list(limits)
     assert {answer.finish_type for answer in answers} == {"length"}
@@ -79,7 +79,7 @@ def test_max_tokens_cuts_inside_a_block(
 
 @each_policy
 def test_stop_string_inside_a_block_cuts_text_stream_and_usage(
-    server: Server,
+    each_server: Server,
     oracle: Oracle,
     tokenizer: PreTrainedTokenizerFast,
     prompts: list[tuple[int, ...]],
@@ -92,7 +92,7 @@ def test_stop_string_inside_a_block_cuts_text_stream_and_usage(
     assert stops, f"no plain text to stop at in {text!r}"
     asks = [replace(free, stop=(stop,)) for stop in stops]
     for stream in (False, True):
-        for one, answer in zip(asks, ask_all(server.url, asks, concurrency=4, stream=stream), strict=True):
+        for one, answer in zip(asks, ask_all(each_server.url, asks, concurrency=4, stream=stream), strict=True):
             (stop,) = one.stop
             # Stop strings are searched in text that still shows special tokens.
             num_kept = next(
@@ -107,7 +107,7 @@ def test_stop_string_inside_a_block_cuts_text_stream_and_usage(
 
 @each_policy
 def test_stop_string_is_never_streamed(
-    server: Server,
+    each_server: Server,
     oracle: Oracle,
     tokenizer: PreTrainedTokenizerFast,
     prompts: list[tuple[int, ...]],
@@ -119,7 +119,7 @@ def test_stop_string_is_never_streamed(
         sampling = replace(free, stop=(stop,)).body()["sampling_params"]
         body = {"text": "x", "stream": True, "sampling_params": sampling, "input_ids": list(free.prompt_ids)}
         del body["text"]
-        with httpx.stream("POST", f"{server.url}/generate", json=body, timeout=60) as response:
+        with httpx.stream("POST", f"{each_server.url}/generate", json=body, timeout=60) as response:
             events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
         cut = text[: text.index(stop)]
         for event in events:
@@ -129,7 +129,7 @@ def test_stop_string_is_never_streamed(
 
 @each_policy
 def test_context_end_cuts_inside_a_block(
-    small_server: Server, small_oracle: Oracle, prompts: list[tuple[int, ...]], policy: Policy
+    each_small_server: Server, small_oracle: Oracle, prompts: list[tuple[int, ...]], policy: Policy
 ) -> None:
     """A block that would reach past the context is shorter; SGLang keeps the last position or two free."""
     long_ids = [token_id for prompt_ids in prompts for token_id in prompt_ids]
@@ -137,7 +137,7 @@ def test_context_end_cuts_inside_a_block(
     for room in (7, BLOCK_LENGTH, BLOCK_LENGTH + 1, 2 * BLOCK_LENGTH + 3):
         prompt_ids = tuple(long_ids[: SMALL_CONTEXT - room])
         asks.append(Ask(prompt_ids=prompt_ids, policy=policy, max_new_tokens=room, ignore_eos=True))
-    answers = ask_all(small_server.url, asks, concurrency=2)
+    answers = ask_all(each_small_server.url, asks, concurrency=2)
     limited = [replace(one, max_new_tokens=answer.num_tokens) for one, answer in zip(asks, answers, strict=True)]
     check(small_oracle, limited, answers)
     for one, answer in zip(asks, answers, strict=True):
@@ -146,30 +146,32 @@ def test_context_end_cuts_inside_a_block(
         assert answer.finish_type == "length"
 
 
-def test_prompt_longer_than_the_context_is_refused(small_server: Server, prompts: list[tuple[int, ...]]) -> None:
+def test_prompt_longer_than_the_context_is_refused(each_small_server: Server, prompts: list[tuple[int, ...]]) -> None:
     long_ids = [token_id for prompt_ids in prompts for token_id in prompt_ids][: SMALL_CONTEXT + 5]
-    response = small_server.post("/generate", Ask(prompt_ids=tuple(long_ids), policy=speculation(8)).body())
+    response = each_small_server.post("/generate", Ask(prompt_ids=tuple(long_ids), policy=speculation(8)).body())
     assert response.status_code == 400
     assert "context" in response.text or "longer" in response.text
 
 
-def test_prompt_of_one_token(server: Server, oracle: Oracle) -> None:
+def test_prompt_of_one_token(each_server: Server, oracle: Oracle) -> None:
     asks = [
         Ask(prompt_ids=(token_id,), policy=policy, max_new_tokens=20, ignore_eos=True)
         for policy in POLICIES
         for token_id in (1, 300)
     ]
-    check(oracle, asks, ask_all(server.url, asks, concurrency=6))
+    check(oracle, asks, ask_all(each_server.url, asks, concurrency=6))
 
 
-def test_mask_id_in_a_prompt_is_ordinary_text(server: Server, oracle: Oracle, prompts: list[tuple[int, ...]]) -> None:
+def test_mask_id_in_a_prompt_is_ordinary_text(
+    each_server: Server, oracle: Oracle, prompts: list[tuple[int, ...]]
+) -> None:
     mask = oracle.mask_token_id
     asks = [
         Ask(prompt_ids=prompt_ids, policy=policy, max_new_tokens=20, ignore_eos=True)
         for policy in POLICIES
         for prompt_ids in ((*prompts[6], mask, mask), (mask, *prompts[7], mask, 300), (mask,))
     ]
-    answers = ask_all(server.url, asks, concurrency=6)
+    answers = ask_all(each_server.url, asks, concurrency=6)
     check(oracle, asks, answers)
     assert all(mask not in answer.output_ids for answer in answers)
 

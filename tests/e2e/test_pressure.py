@@ -39,30 +39,30 @@ KINDS: dict[str, Policy] = {
 
 
 def test_hundred_of_300_requests_cut_off_leave_nothing_behind(
-    server: Server, oracle: Oracle, mixed_asks: list[Ask]
+    each_server: Server, oracle: Oracle, mixed_asks: list[Ask]
 ) -> None:
     rng = random.Random(300)
     asks = list(islice(cycle(shuffled(mixed_asks, seed=9)), NUM_REQUESTS))
     probes = shuffled(mixed_asks, seed=10)[:9]
-    probes_before = ask_all(server.url, probes, concurrency=3)
-    server.flush_cache()
-    before = empty_load(server)
+    probes_before = ask_all(each_server.url, probes, concurrency=3)
+    each_server.flush_cache()
+    before = empty_load(each_server)
 
     cuts = [rng.choice(["abort", "disconnect"]) if number % 3 == 0 else None for number in range(NUM_REQUESTS)]
-    outcomes = asyncio.run(under_fire(server, asks, cuts, rng))
+    outcomes = asyncio.run(under_fire(each_server, asks, cuts, rng))
 
-    assert server.is_alive()
-    server.wait_idle()
-    server.flush_cache()
-    assert empty_load(server) == before
-    assert server.get("/health_generate").status_code == 200
+    assert each_server.is_alive()
+    each_server.wait_idle()
+    each_server.flush_cache()
+    assert empty_load(each_server) == before
+    assert each_server.get("/health_generate").status_code == 200
     num_cut = outcomes.count(True)
     assert num_cut > NUM_REQUESTS // 6, f"only {num_cut} requests were cut off; the others ended before"
     survivors = [(one, outcome) for one, outcome in zip(asks, outcomes, strict=True) if isinstance(outcome, Answer)]
     assert len(survivors) == NUM_REQUESTS * 2 // 3
     wrong = oracle.mismatches([one for one, _ in survivors], [outcome for _, outcome in survivors])
     assert not wrong, "\n".join(wrong)
-    probes_after = ask_all(server.url, probes, concurrency=3)
+    probes_after = ask_all(each_server.url, probes, concurrency=3)
     assert [answer.output_ids for answer in probes_after] == [answer.output_ids for answer in probes_before]
 
 
@@ -113,7 +113,7 @@ async def cut_off(client: httpx.AsyncClient, body: dict[str, Any], cut: str, num
 
 @pytest.mark.parametrize("kind", [*KINDS, "mixed"])
 def test_retraction_under_a_tiny_pool_changes_no_token(
-    small_server: Server, small_oracle: Oracle, prompts: list[tuple[int, ...]], kind: str
+    each_small_server: Server, small_oracle: Oracle, prompts: list[tuple[int, ...]], kind: str
 ) -> None:
     policies = list(KINDS.values()) if kind == "mixed" else [KINDS[kind]]
     asks = [
@@ -127,21 +127,21 @@ def test_retraction_under_a_tiny_pool_changes_no_token(
         )
         for number in range(16)
     ]
-    answers = ask_all(small_server.url, asks, concurrency=len(asks))
+    answers = ask_all(each_small_server.url, asks, concurrency=len(asks))
     retracted = {one.policy for one, answer in zip(asks, answers, strict=True) if answer.meta["num_retractions"] > 0}
     assert retracted, "no request was retracted, so this test shows nothing"
-    assert "Retract requests" in small_server.log
+    assert "Retract requests" in each_small_server.log
     assert not (wrong := small_oracle.mismatches(asks, answers)), "\n".join(wrong)
     for answer in answers:
         assert answer.num_tokens == len(answer.output_ids) == 120
-    small_server.wait_idle()
+    each_small_server.wait_idle()
 
 
-def test_small_pool_is_empty_after_retractions(small_server: Server, prompts: list[tuple[int, ...]]) -> None:
+def test_small_pool_is_empty_after_retractions(each_small_server: Server, prompts: list[tuple[int, ...]]) -> None:
     asks = [
         replace(Ask(prompt_ids=prompts[number], policy=policy), max_new_tokens=100, ignore_eos=True)
         for number, policy in enumerate([*KINDS.values()] * 3)
     ]
-    ask_all(small_server.url, asks, concurrency=len(asks))
-    small_server.flush_cache()
-    assert set(empty_load(small_server).values()) == {0}
+    ask_all(each_small_server.url, asks, concurrency=len(asks))
+    each_small_server.flush_cache()
+    assert set(empty_load(each_small_server).values()) == {0}

@@ -57,40 +57,44 @@ def sampled(prompts: list[tuple[int, ...]]) -> list[Ask]:
     ]
 
 
-def test_sampled_tokens_are_the_oracles_in_a_mixed_batch(server: Server, oracle: Oracle, sampled: list[Ask]) -> None:
+def test_sampled_tokens_are_the_oracles_in_a_mixed_batch(
+    each_server: Server, oracle: Oracle, sampled: list[Ask]
+) -> None:
     mixed = shuffled(sampled, seed=1)
-    answers = ask_all(server.url, mixed, concurrency=16)
+    answers = ask_all(each_server.url, mixed, concurrency=16)
     assert not (wrong := oracle.mismatches(mixed, answers)), "\n".join(wrong)
 
 
-def test_equal_seeds_give_equal_tokens_alone_and_in_a_batch(server: Server, oracle: Oracle, sampled: list[Ask]) -> None:
+def test_equal_seeds_give_equal_tokens_alone_and_in_a_batch(
+    each_server: Server, oracle: Oracle, sampled: list[Ask]
+) -> None:
     some = sampled[:: len(FILTERS) + 1]
-    answers = [ask(server.url, one) for one in some]
+    answers = [ask(each_server.url, one) for one in some]
     assert not (wrong := oracle.mismatches(some, answers)), "\n".join(wrong)
 
 
 def test_self_speculation_gives_the_very_tokens_of_autoregressive_at_the_same_seed(
-    server: Server, oracle: Oracle, prompts: list[tuple[int, ...]]
+    each_server: Server, oracle: Oracle, prompts: list[tuple[int, ...]]
 ) -> None:
     causal = [
         Ask(prompt_ids=prompts[seed], policy=AUTOREGRESSIVE, seed=seed, temperature=1.0, top_p=0.95)
         for seed in range(8)
     ]
-    expected = ask_all(server.url, causal, concurrency=8)
+    expected = ask_all(each_server.url, causal, concurrency=8)
     for policy in (policy for policy in POLICIES if policy.mode == "self_speculation"):
         asks = [replace(one, policy=policy) for one in causal]
-        for one, answer, other in zip(asks, ask_all(server.url, asks, concurrency=8), expected, strict=True):
+        for one, answer, other in zip(asks, ask_all(each_server.url, asks, concurrency=8), expected, strict=True):
             assert answer.output_ids == other.output_ids or oracle.is_tie(one, answer.output_ids), one
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.mode}-{policy.block_length}")
 def test_different_seeds_and_no_seed_give_different_tokens(
-    server: Server, prompts: list[tuple[int, ...]], policy: Policy
+    each_server: Server, prompts: list[tuple[int, ...]], policy: Policy
 ) -> None:
     seeds: list[int | None] = [0, 1, -1, 2**62 + 3, None, None]
     # Hot enough that two equal outputs of 32 tokens are no accident, whatever the weights.
     asks = [Ask(prompt_ids=prompts[0], policy=policy, seed=seed, temperature=20.0, ignore_eos=True) for seed in seeds]
-    outputs = [tuple(answer.output_ids) for answer in ask_all(server.url, asks, concurrency=len(asks))]
+    outputs = [tuple(answer.output_ids) for answer in ask_all(each_server.url, asks, concurrency=len(asks))]
     assert len(set(outputs)) == len(outputs)
 
 
@@ -98,17 +102,17 @@ def test_different_seeds_and_no_seed_give_different_tokens(
     "filters", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}], ids=lambda filters: next(iter(filters))
 )
 def test_filter_that_leaves_one_token_is_greedy(
-    server: Server, oracle: Oracle, prompts: list[tuple[int, ...]], filters: dict[str, float | int]
+    each_server: Server, oracle: Oracle, prompts: list[tuple[int, ...]], filters: dict[str, float | int]
 ) -> None:
     for policy in POLICIES:
         greedy = Ask(prompt_ids=prompts[1], policy=policy, max_new_tokens=16)
         filtered = replace(greedy, temperature=1.3, seed=5, **filters)  # type: ignore[arg-type]
-        answer = ask(server.url, filtered)
+        answer = ask(each_server.url, filtered)
         assert answer.output_ids == oracle.result(greedy).token_ids or oracle.is_tie(greedy, answer.output_ids)
 
 
 def test_self_speculation_samples_from_the_autoregressive_distribution(
-    server: Server, oracle: Oracle, prompts: list[tuple[int, ...]]
+    each_server: Server, oracle: Oracle, prompts: list[tuple[int, ...]]
 ) -> None:
     """Chi-square of outcomes against the exact distribution of the weights (spec 5.6 no. 6), for both modes."""
     prompt_ids = prompts[2]
@@ -122,7 +126,7 @@ def test_self_speculation_samples_from_the_autoregressive_distribution(
             top_k=RESTRICTED_TOP_K,
             ignore_eos=True,
         )
-        answers = sample_many(server, one, range(first_seed, first_seed + NUM_SAMPLES))
+        answers = sample_many(each_server, one, range(first_seed, first_seed + NUM_SAMPLES))
         counts = Counter(tuple(answer.output_ids) for answer in answers)
         assert set(counts) <= set(expected), "an outcome that the filters rule out"
         observed_cells, expected_cells = pooled(counts, expected)

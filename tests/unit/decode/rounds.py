@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dlm_sglang.decode.buckets import Bucket, bucket_of, make_buckets, pad_layout
 from dlm_sglang.decode.choose import choose_seeds
 from dlm_sglang.decode.layout import make_layout
 from dlm_sglang.decode.policy import DecodePolicy
@@ -34,21 +35,43 @@ class Row:
                 return
 
 
-def run_rows(model: TriModeModel, rows: list[Row], context_length: int, max_block_length: int = 32) -> None:
-    """Decode all rows to their end in one running batch."""
+def run_rows(
+    model: TriModeModel,
+    rows: list[Row],
+    context_length: int,
+    max_block_length: int = 32,
+    *,
+    padded: bool = False,
+    overlapped: bool = False,
+) -> None:
+    """Decode all rows to their end in one running batch.
+
+    Args:
+        model: the model.
+        rows: the requests.
+        context_length: positions of a sequence.
+        max_block_length: longest block.
+        padded: rounds are padded to buckets, as captured graphs are.
+        overlapped: a row stays in the batch for one round after its end, as in SGLang's overlapped loop.
+    """
+    # Slot 0 is padding's, as in SGLang.
     state = BlockState(
         len(rows) + 3,
         max_block_length,
         mask_token_id=model.config.mask_token_id,
         context_length=context_length,
     )
-    for slot, row in enumerate(rows):
+    buckets = make_buckets(len(rows), max_block_length, 1 << 20) if padded else ()
+    for slot, row in enumerate(rows, start=1):
         _prefill(model, state, slot, row)
+    lingering: list[int] = []
     while True:
-        live = [slot for slot, row in enumerate(rows) if not row.is_finished]
+        live = [slot for slot, row in enumerate(rows, start=1) if not row.is_finished]
         if not live:
             return
-        _round(model, state, live, rows, context_length)
+        in_batch = sorted({*live, *lingering}) if overlapped else live
+        _round(model, state, in_batch, {slot: rows[slot - 1] for slot in in_batch}, context_length, buckets)
+        lingering = live
 
 
 def _forward(model: TriModeModel, tokens: list[int], kv_limit: list[int], *, use_lora: bool = False) -> torch.Tensor:
@@ -79,30 +102,47 @@ def _prefill(model: TriModeModel, state: BlockState, slot: int, row: Row) -> Non
     state.admit(torch.tensor([slot]), [row.policy], [len(row.output)], seed, position)
 
 
-def _round(model: TriModeModel, state: BlockState, live: list[int], rows: list[Row], context_length: int) -> None:
-    layout = make_layout([rows[slot].policy for slot in live], "cpu")
-    seq_lens = [len(rows[slot].tokens) for slot in live]
+def _round(
+    model: TriModeModel,
+    state: BlockState,
+    slots: list[int],
+    rows: dict[int, Row],
+    context_length: int,
+    buckets: tuple[Bucket, ...],
+) -> None:
+    layout = make_layout([rows[slot].policy for slot in slots], "cpu")
     widths = layout.widths.tolist()
+    seq_lens = [len(rows[slot].tokens) for slot in slots]
     may_cut = any(length + width > context_length for length, width in zip(seq_lens, widths, strict=True))
-    inputs = plan_round(state, layout, torch.tensor(live), torch.tensor(seq_lens), may_cut=may_cut)
+    if buckets:
+        bucket = bucket_of(layout, buckets)
+        assert bucket is not None
+        layout, may_cut = pad_layout(layout, bucket), True
+        slots = slots + [0] * (layout.num_rows - len(slots))
+        seq_lens = seq_lens + [0] * (layout.num_rows - len(seq_lens))
+    inputs = plan_round(state, layout, torch.tensor(slots), torch.tensor(seq_lens), may_cut=may_cut)
     is_padding = torch.zeros(layout.num_tokens, dtype=torch.bool) if inputs.is_padding is None else inputs.is_padding
-    logits, begin = [], 0
-    for slot, width in zip(live, widths, strict=True):
+    # What a padding token predicts must not matter.
+    logits = torch.randn(layout.num_tokens, model.config.vocab_size, dtype=torch.double)
+    begin = 0
+    for slot, width in zip(slots, widths, strict=False):
         num_real = int((~is_padding[begin : begin + width]).sum())
-        ids = inputs.input_ids[begin : begin + num_real].tolist()
-        use_lora = inputs.draft_rows is not None and bool(inputs.draft_rows[begin])
-        limits = inputs.kv_limit[begin : begin + num_real].tolist()
-        real = _forward(model, rows[slot].tokens + ids, limits, use_lora=use_lora)
-        # What a padding token predicts must not matter.
-        logits.append(torch.cat([real, torch.randn(width - num_real, real.shape[1], dtype=real.dtype)]))
+        if num_real:
+            ids = inputs.input_ids[begin : begin + num_real].tolist()
+            use_lora = inputs.draft_rows is not None and bool(inputs.draft_rows[begin])
+            limits = inputs.kv_limit[begin : begin + num_real].tolist()
+            tokens = rows[slot].tokens + ids
+            logits[begin : begin + num_real] = _forward(model, tokens, limits, use_lora=use_lora)
         begin += width
-    inputs_by_row = inputs.input_ids.split(widths)
-    outputs = advance_round(state, inputs, torch.cat(logits))
-    for index, slot in enumerate(live):
+    inputs_by_row = inputs.input_ids[:begin].split(widths)
+    outputs = advance_round(state, inputs, logits)
+    for index, (slot, input_ids) in enumerate(zip(slots, inputs_by_row, strict=False)):
         row, accepted = rows[slot], int(outputs.accept_lens[index])
+        if row.is_finished:
+            continue
         is_denoise = outputs.is_denoise is not None and bool(outputs.is_denoise[index])
         row.stats.count_round(is_denoise=is_denoise, accept_len=accepted)
         row.emit(outputs.token_ids[index, :accepted].tolist())
         assert not is_denoise or accepted == 0 or row.is_finished, "scratch KV would be committed"
-        row.tokens += inputs_by_row[index][:accepted].tolist()
+        row.tokens += input_ids[:accepted].tolist()
         assert int(outputs.new_seq_lens[index]) == len(row.tokens)

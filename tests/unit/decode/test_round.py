@@ -16,6 +16,7 @@ from dlm_sglang.reference.model import NldModel
 from tests.unit.decode.rounds import Row, run_rows
 
 VOCAB, MASK = 37, 30
+HOWS: list[dict[str, bool]] = [{}, {"padded": True}, {"overlapped": True}, {"padded": True, "overlapped": True}]
 CONTEXT = 96
 CONFIG = NldConfig(
     vocab_size=VOCAB,
@@ -87,13 +88,18 @@ def _policy(drawn: dict[str, Any], stop_ids: tuple[int, ...]) -> DecodePolicy:
     return make_policy(params, stop_ids=stop_ids, **sampling)
 
 
-def _check(model: NldModel, requests: list[tuple[list[int], dict[str, Any]]], stop_ids: tuple[int, ...]) -> None:
+def _check(
+    model: NldModel,
+    requests: list[tuple[list[int], dict[str, Any]]],
+    stop_ids: tuple[int, ...],
+    **how: bool,
+) -> None:
     rows = []
     for prompt, drawn in requests:
         # As SGLang does: the output limit never reaches past the context.
         limit = min(drawn["max_new_tokens"], CONTEXT - len(prompt))
         rows.append(Row(_policy(drawn | {"max_new_tokens": limit}, stop_ids), prompt))
-    run_rows(model, rows, CONTEXT)
+    run_rows(model, rows, CONTEXT, **how)
     for row, (prompt, drawn) in zip(rows, requests, strict=True):
         expected = decode(model, prompt, OracleParams(**drawn), set(stop_ids), CONTEXT)
         assert row.output == expected.token_ids, drawn
@@ -103,14 +109,15 @@ def _check(model: NldModel, requests: list[tuple[list[int], dict[str, Any]]], st
             assert row.stats.num_blocks == expected.num_blocks, drawn
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_mixed_batch_gives_every_row_the_oracles_tokens(model: NldModel, seed: int) -> None:
+@pytest.mark.parametrize("how", HOWS, ids=lambda how: "-".join(how) or "as they are")
+@pytest.mark.parametrize("seed", range(6))
+def test_mixed_batch_gives_every_row_the_oracles_tokens(model: NldModel, seed: int, how: dict[str, bool]) -> None:
     rng = random.Random(seed)
     requests = []
     for _ in range(8):
         prompt = [rng.randrange(VOCAB) for _ in range(rng.choice([1, 5, 60, 90, 95]))]
         requests.append((prompt, _draw(rng)))
-    _check(model, requests, stop_ids=(2, 7))
+    _check(model, requests, stop_ids=(2, 7), **how)
 
 
 def test_row_alone_gives_what_it_gives_in_a_batch(model: NldModel) -> None:
@@ -128,3 +135,11 @@ def test_no_stop_ids_runs_to_the_limit(model: NldModel) -> None:
 def test_mask_id_in_prompt_is_ordinary_text(model: NldModel) -> None:
     rng = random.Random(6)
     _check(model, [([MASK, 4, MASK], _draw(rng)) for _ in range(6)], stop_ids=(2,))
+
+
+@pytest.mark.parametrize("how", HOWS[1:], ids=lambda how: "-".join(how))
+def test_autoregressive_batch_gives_the_oracles_tokens(model: NldModel, how: dict[str, bool]) -> None:
+    rng = random.Random(7)
+    drawn = [_draw(rng) | {"mode": "autoregressive", "block_length": 1, "max_denoising_steps": 1} for _ in range(5)]
+    drawn = [one | {"confidence_threshold": None, "draft_threshold": 0.0, "seeded_blocks": True} for one in drawn]
+    _check(model, [([1, 2, 3], one) for one in drawn] + [([5] * 90, drawn[0])], stop_ids=(2,), **how)

@@ -168,6 +168,20 @@ SETTINGS: tuple[Setting, ...] = (
         low=1,
     ),
     Setting(
+        "round_trace",
+        "string",
+        None,
+        "file that gets one JSON line for every round that the scheduler ran, for measurements",
+        nullable=True,
+    ),
+    Setting(
+        "round_trace_reads",
+        "string",
+        "off",
+        "with `round_trace`: count the places where a decode round waits for the device; slows the server down",
+        choices=("off", "on"),
+    ),
+    Setting(
         "api_key", "string", None, "key that clients must send", nullable=True, sglang_flag="--api-key", secret=True
     ),
     Setting("log_level", "string", "info", "least severe message logged", choices=_LEVELS, sglang_flag="--log-level"),

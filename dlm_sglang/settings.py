@@ -73,6 +73,8 @@ class DecodeSettings:
     overlap_schedule: str = "auto"
     pad_rounds: str = "auto"
     max_padded_tokens: int = 1024
+    round_trace: str | None = None
+    round_trace_reads: str = "off"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> DecodeSettings:
@@ -102,6 +104,8 @@ class DecodeSettings:
             overlap_schedule=str(resolved["overlap_schedule"].value),
             pad_rounds=str(resolved["pad_rounds"].value),
             max_padded_tokens=int(number("max_padded_tokens") or 0),
+            round_trace=None if resolved["round_trace"].value is None else str(resolved["round_trace"].value),
+            round_trace_reads=str(resolved["round_trace_reads"].value),
         )
 
     def limits(

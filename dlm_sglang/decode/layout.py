@@ -78,7 +78,8 @@ def make_layout(policies: Sequence[DecodePolicy], device: torch.device | str) ->
     row_of_token = torch.repeat_interleave(torch.arange(len(widths)), lens)
     offset_of_token = torch.arange(sum(widths)) - starts[row_of_token]
     token_index = starts[:, None] + torch.minimum(torch.arange(max_width), lens[:, None] - 1)
-    may_sample = torch.tensor([policy.temperature > 0 for policy in policies])
+    may_sample = [policy.temperature > 0 for policy in policies for _ in range(policy.block_length)]
+    sampled_tokens = [token for token, samples in enumerate(may_sample) if samples]
 
     def there(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
@@ -91,7 +92,7 @@ def make_layout(policies: Sequence[DecodePolicy], device: torch.device | str) ->
         row_of_token=there(row_of_token),
         offset_of_token=there(offset_of_token),
         token_index=there(token_index),
-        sampled_tokens=there(may_sample[row_of_token].nonzero().squeeze(1)) if bool(may_sample.any()) else None,
+        sampled_tokens=there(torch.tensor(sampled_tokens)) if sampled_tokens else None,
         is_autoregressive=max_width == 1,
         may_draft=any(policy.uses_drafter for policy in policies),
         ranks_masks=any(policy.block_length > 1 and policy.max_denoising_steps > 1 for policy in policies),

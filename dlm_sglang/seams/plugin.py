@@ -9,8 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from dlm_sglang.seams.names import ALGORITHM, ARCHITECTURE, ATTENTION_BACKEND, MODEL_TYPE
+from dlm_sglang.settings import DecodeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -141,5 +145,23 @@ def _register_hooks() -> None:
                 HookType.REPLACE,
             ),
         ]
+    hooks += [(target, hook, HookType.AROUND) for target, hook in _trace_hooks()]
     for target, hook, hook_type in hooks:
         HookRegistry.register(target, hook, hook_type)
+
+
+def _trace_hooks() -> list[tuple[str, Callable[..., Any]]]:
+    """Hooks that record every round, where the settings ask for a record."""
+    settings = DecodeSettings.from_env()
+    if settings.round_trace is None:
+        return []
+    from dlm_sglang.seams.trace import RoundTrace
+
+    trace = RoundTrace(Path(settings.round_trace), counts_reads=settings.round_trace_reads == "on")
+    return [
+        ("sglang.srt.managers.scheduler.Scheduler.run_batch", trace.around_run_batch),
+        (
+            "dlm_sglang.seams.models.nemotron_labs_diffusion.NemotronLabsDiffusionModel.forward",
+            trace.around_forward,
+        ),
+    ]

@@ -185,8 +185,22 @@ SEAMS: tuple[Seam, ...] = (
             "capture_hidden_mode",
             "return_hidden_states_before_norm",
         ),
-        "seams/worker.py",
+        "seams/rounds.py",
         "no mixed forward",
+        "never",
+    ),
+    Seam(
+        f"{_SRT}.managers.scheduler.Scheduler.run_batch",
+        ("self", "batch"),
+        "seams/trace.py",
+        "rounds could not be timed (`round_trace`, make bench-engine)",
+        "SGLang offers the duration of each round",
+    ),
+    Seam(
+        f"{_SRT}.model_executor.forward_context.forward_context",
+        ("ctx",),
+        "seams/rounds.py",
+        "no decode round",
         "never",
     ),
     Seam(

@@ -32,8 +32,8 @@ SMALL_FLAGS = (
 DIFFUSIONS_PER_PROMPT = 3
 # SGLang counts every KV slot after every round, not only when idle, and stops at the first one that is lost.
 STRICT_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
-# No slot is free and owned at once; looks through the whole pool every round.
 OVERLAPPED = {"DLM_OVERLAP_SCHEDULE": "on"}
+# No slot is free and owned at once; looks through the whole pool every round.
 PAGE_CHECKS = {"SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
 
 SERVER_FIXTURES = {"server", "small_server", "each_server", "each_small_server"}
@@ -158,9 +158,10 @@ def mixed_asks(prompts: list[tuple[int, ...]]) -> list[Ask]:
 @pytest.fixture(autouse=True)
 def server_stays_well(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test on a shared server: it lives, and told of no leak and no crash."""
+    # Before the test: a parametrized fixture is gone after it.
+    servers: list[Server] = [request.getfixturevalue(name) for name in SERVER_FIXTURES & set(request.fixturenames)]
     yield
-    for name in SERVER_FIXTURES & set(request.fixturenames):
-        server: Server = request.getfixturevalue(name)
+    for server in servers:
         assert server.is_alive(), f"the server ended with status {server.process.returncode}"
         assert server.alarms() == []
 

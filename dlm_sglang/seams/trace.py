@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dlm_sglang.measure.host_reads import HostReads
+from dlm_sglang.seams.host_reads import HostReads
 
 # A pause this long between rounds is no round's time; what was recorded is written then.
 PAUSE_S = 0.05

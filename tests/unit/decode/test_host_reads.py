@@ -12,7 +12,7 @@ from dlm_sglang.decode.layout import RoundLayout, make_layout
 from dlm_sglang.decode.policy import DecodePolicy, make_policy
 from dlm_sglang.decode.round import advance_round, plan_round
 from dlm_sglang.decode.state import BlockState
-from dlm_sglang.measure.host_reads import HostReads
+from dlm_sglang.seams.host_reads import HostReads
 from dlm_sglang.params import DecodeParams, GenerationMode, ServerLimits
 
 VOCAB, MASK, CONTEXT = 50, 40, 256

@@ -45,7 +45,7 @@ class HostReads:
         self.places: list[str] = []
         self._num_inside = 0
         self._originals: dict[str, Callable[..., object]] = {}
-        self._operators = _SeenOperators(self._record)
+        self._operators = _SeenOperators(self._record)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> HostReads:
         self._originals = {name: getattr(Tensor, name) for name in _READING_METHODS}

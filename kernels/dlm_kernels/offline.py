@@ -151,6 +151,7 @@ def compile_kernel(
     num_stages: int = 3,
     aligned: Collection[str] | None = None,
     capability: int = 90,
+    options: Mapping[str, object] | None = None,
 ) -> OfflineKernel:
     """Compile one variant of a kernel for `sm_<capability>`.
 
@@ -162,6 +163,7 @@ def compile_kernel(
         num_stages: pipeline depth.
         aligned: arguments that are multiples of 16, as the launcher finds out at run time; default: the pointers.
         capability: compute capability, 90 for Hopper.
+        options: further compiler options, such as `maxnreg`.
 
     Returns:
         Resources, intermediate code and machine code.
@@ -180,8 +182,8 @@ def compile_kernel(
     types = {name: signature.get(name, "constexpr") for name in arg_names}
     attrs = {(arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(fn=kernel, signature=types, constexprs=dict(constexprs), attrs=attrs)
-    options = {"num_warps": num_warps, "num_stages": num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    all_options = {"num_warps": num_warps, "num_stages": num_stages, **(options or {})}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=all_options)
     usage, sass = _inspect(compiled.asm["cubin"])
     return OfflineKernel(
         name=compiled.metadata.name,

@@ -68,6 +68,7 @@ def _attend(
     BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
+    HAS_EQUAL_STRIDES: tl.constexpr,
     IS_MASKED: tl.constexpr,
 ):
     """Attend to keys `begin..end`. `slots` are those of the first tile; those after the last one are handed back.
@@ -77,8 +78,12 @@ def _attend(
     """
     for start in range(begin, end, BLOCK_N):
         next_slots = _load_slots(table_ptr, start + BLOCK_N, kv_end, PAGE_SIZE, BLOCK_N)
-        k_ptrs = k_ptr + _tile_offsets(slots, k_stride_slot, PAGE_SIZE, BLOCK_N, HEAD_DIM)
-        v_ptrs = v_ptr + _tile_offsets(slots, v_stride_slot, PAGE_SIZE, BLOCK_N, V_HEAD_DIM)
+        k_offsets = _tile_offsets(slots, k_stride_slot, PAGE_SIZE, BLOCK_N, HEAD_DIM)
+        k_ptrs = k_ptr + k_offsets
+        if HAS_EQUAL_STRIDES:
+            v_ptrs = v_ptr + k_offsets
+        else:
+            v_ptrs = v_ptr + _tile_offsets(slots, v_stride_slot, PAGE_SIZE, BLOCK_N, V_HEAD_DIM)
         if IS_MASKED:
             positions = start + tl.arange(0, BLOCK_N)
             is_key = (positions < kv_end)[:, None]
@@ -149,6 +154,7 @@ def block_attention_kernel(
     BLOCK_H: tl.constexpr,
     UNIT_LEN: tl.constexpr,
     TILE_FIELDS: tl.constexpr,
+    HAS_EQUAL_STRIDES: tl.constexpr,
     IS_DETERMINISTIC: tl.constexpr,
 ):
     """Attention of this program's units.
@@ -205,11 +211,11 @@ def block_attention_kernel(
         v_head_ptr = v_ptr + kv_head * v_stride_head
         acc, row_max, row_sum, slots = _attend(
             acc, row_max, row_sum, slots, queries, limits, k_head_ptr, v_head_ptr, table_ptr, begin, begin + unmasked,
-            kv_end, qk_scale, k_stride_slot, v_stride_slot, PAGE_SIZE, BLOCK_N, HEAD_DIM, V_HEAD_DIM, False,
+            kv_end, qk_scale, k_stride_slot, v_stride_slot, PAGE_SIZE, BLOCK_N, HEAD_DIM, V_HEAD_DIM, HAS_EQUAL_STRIDES, False,
         )  # fmt: skip
         acc, row_max, row_sum, slots = _attend(
             acc, row_max, row_sum, slots, queries, limits, k_head_ptr, v_head_ptr, table_ptr, begin + unmasked, end,
-            kv_end, qk_scale, k_stride_slot, v_stride_slot, PAGE_SIZE, BLOCK_N, HEAD_DIM, V_HEAD_DIM, True,
+            kv_end, qk_scale, k_stride_slot, v_stride_slot, PAGE_SIZE, BLOCK_N, HEAD_DIM, V_HEAD_DIM, HAS_EQUAL_STRIDES, True,
         )  # fmt: skip
 
         if num_units == head_units:

@@ -122,9 +122,11 @@ def run_kernel(
         BLOCK_H=triton.next_power_of_2(geometry.num_q_heads),
         UNIT_LEN=work.unit_len,
         TILE_FIELDS=TILE_FIELDS,
+        HAS_EQUAL_STRIDES=k_pool.stride() == v_pool.stride() and k_pool.shape == v_pool.shape,
         IS_DETERMINISTIC=plan.deterministic,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        maxnreg=config.max_registers,
     )
     if plan.max_kv_len > work.unit_len:
         _merge(out, plan, geometry, work, out_scale, v_scale_tensor)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dlm_kernels.ops.block_attention import reference
 from dlm_kernels.ops.block_attention.plan import (
-    MAX_BLOCK_M,
+    MAX_GROUP_SIZE,
     SUPPORTED_DTYPES,
     SUPPORTED_HEAD_DIMS,
     SUPPORTED_KV_DTYPES,
@@ -132,8 +132,8 @@ def _check_kernel_arguments(q: Tensor, k_pool: Tensor, v_pool: Tensor, scale: fl
         raise ValueError(f"pools must share one of {SUPPORTED_KV_DTYPES}, got {k_pool.dtype} and {v_pool.dtype}")
     if q.shape[2] not in SUPPORTED_HEAD_DIMS or v_pool.shape[2] not in SUPPORTED_HEAD_DIMS:
         raise ValueError(f"head dims must be in {SUPPORTED_HEAD_DIMS}, got {q.shape[2]} and {v_pool.shape[2]}")
-    if q.shape[1] // k_pool.shape[1] > MAX_BLOCK_M:
-        raise ValueError(f"at most {MAX_BLOCK_M} query heads may share a key head, got {q.shape[1]}/{k_pool.shape[1]}")
+    if q.shape[1] // k_pool.shape[1] > MAX_GROUP_SIZE:
+        raise ValueError(f"at most {MAX_GROUP_SIZE} query heads may share a key head, got {q.shape[1]}/{k_pool.shape[1]}")
     if k_pool.stride(2) != 1 or v_pool.stride(2) != 1:
         raise ValueError("the last dimension of the pools must be contiguous")
     if not scale > 0:

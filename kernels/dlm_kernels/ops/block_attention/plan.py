@@ -12,6 +12,8 @@ from torch import Tensor
 
 # tl.dot needs 16 rows; above 128 the accumulators of one tile no longer fit the registers.
 MIN_BLOCK_M, MAX_BLOCK_M = 16, 128
+# Query heads on one key head: at least one token must fit every tile shape.
+MAX_GROUP_SIZE = 64
 # The deterministic partition keeps one tile shape and one chunk for every batch: other shapes round differently.
 DETERMINISTIC_BLOCK_M = 64
 DETERMINISTIC_CHUNK_LEN = 1024
@@ -37,6 +39,7 @@ class TileConfig:
         num_warps: warps of a program.
         num_stages: pipeline depth.
         programs_per_sm: persistent programs that are resident on one multiprocessor.
+        max_registers: cap on a thread's registers; None leaves it to the assembler.
     """
 
     block_m: int
@@ -44,6 +47,7 @@ class TileConfig:
     num_warps: int
     num_stages: int
     programs_per_sm: int
+    max_registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,25 +117,23 @@ class KernelPlan:
 def tile_config(geometry: Geometry, max_row_len: int, deterministic: bool) -> TileConfig:
     """Tile shape for rows of up to `max_row_len` tokens."""
     group = geometry.group_size
-    rows = max(max_row_len, 1) * group
-    block_m = min(max(_next_power_of_2(rows), MIN_BLOCK_M), MAX_BLOCK_M)
+    block_m = max(_next_power_of_2(max(max_row_len, 1) * group), MIN_BLOCK_M)
     if deterministic:
-        block_m = max(DETERMINISTIC_BLOCK_M, _next_power_of_2(group))
+        block_m = DETERMINISTIC_BLOCK_M
+    head_dim = max(geometry.head_dim, geometry.v_head_dim)
     if geometry.dtype == torch.float32:
         # No tensor-core path at full precision: small tiles, so that the operands of the scalar product fit registers.
         block_m = max(MIN_BLOCK_M, _next_power_of_2(group))
         return TileConfig(block_m, 32, num_warps=8, num_stages=2, programs_per_sm=1)
-    return _tensor_core_config(block_m, max(geometry.head_dim, geometry.v_head_dim))
-
-
-def _tensor_core_config(block_m: int, head_dim: int) -> TileConfig:
-    if head_dim == 256:
-        if block_m == 128:
-            return TileConfig(128, 32, num_warps=8, num_stages=3, programs_per_sm=1)
-        return TileConfig(block_m, 32, num_warps=4, num_stages=3, programs_per_sm=1)
-    if block_m == 128:
-        return TileConfig(128, 64, num_warps=8, num_stages=3, programs_per_sm=1)
-    return TileConfig(block_m, 64, num_warps=4, num_stages=3, programs_per_sm=2)
+    is_fp8 = geometry.kv_dtype == torch.float8_e4m3fn
+    # A tile of 128 rows and 256 dims leaves no registers for the conversion of fp8 keys.
+    block_m = min(block_m, 64 if is_fp8 and head_dim == 256 else MAX_BLOCK_M)
+    # Rows below 64 use the warp's own matrix instruction, and fp8 tiles pass through registers: there the pipeliner
+    # keeps one buffer less than it has stages.
+    num_stages = 4 if block_m < 64 or is_fp8 else 3
+    num_warps = 8 if block_m == 128 or (block_m == 64 and head_dim == 256) else 4
+    programs_per_sm = 1 if num_warps == 8 or head_dim == 256 else 2
+    return TileConfig(block_m, 32 if head_dim == 256 else 64, num_warps, num_stages, programs_per_sm)
 
 
 def allocate_work_list(plan: KernelPlan, geometry: Geometry, num_sms: int) -> WorkList:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -234,7 +235,7 @@ def test_the_work_list_covers_every_unit_once(num_sms: int) -> None:
     assert num_tokens == int(inputs.row_lens.sum())
     begins = work.program_begin.tolist()
     assert begins[0] == 0 and begins[-1] == total and begins == sorted(begins)
-    longest = max(end - begin for begin, end in zip(begins, begins[1:], strict=False))
+    longest = max(end - begin for begin, end in pairwise(begins))
     assert longest <= share + 2 * (share // launch.SNAP_DIVISOR)
     units, bases = work.tiles[:num_tiles, 5], work.tiles[:num_tiles, 6]
     assert int(units.sum()) * 2 == total

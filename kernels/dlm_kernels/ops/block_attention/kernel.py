@@ -211,20 +211,20 @@ def block_attention_kernel(
         v_head_ptr = v_ptr + kv_head * v_stride_head
         acc, row_max, row_sum, slots = _attend(
             acc, row_max, row_sum, slots, queries, limits, k_head_ptr, v_head_ptr, table_ptr, begin, begin + unmasked,
-            kv_end, qk_scale, k_stride_slot, v_stride_slot, PAGE_SIZE, BLOCK_N, HEAD_DIM, V_HEAD_DIM, HAS_EQUAL_STRIDES, False,
+            kv_end, qk_scale, k_stride_slot, v_stride_slot, PAGE_SIZE, BLOCK_N, HEAD_DIM, V_HEAD_DIM,
+            HAS_EQUAL_STRIDES, False,
         )  # fmt: skip
         acc, row_max, row_sum, slots = _attend(
             acc, row_max, row_sum, slots, queries, limits, k_head_ptr, v_head_ptr, table_ptr, begin + unmasked, end,
-            kv_end, qk_scale, k_stride_slot, v_stride_slot, PAGE_SIZE, BLOCK_N, HEAD_DIM, V_HEAD_DIM, HAS_EQUAL_STRIDES, True,
+            kv_end, qk_scale, k_stride_slot, v_stride_slot, PAGE_SIZE, BLOCK_N, HEAD_DIM, V_HEAD_DIM,
+            HAS_EQUAL_STRIDES, True,
         )  # fmt: skip
 
         if num_units == head_units:
             # One segment covers the tile: no partial result, no merge.
             result = acc / tl.where(row_sum > 0, row_sum, 1.0)[:, None] * out_scale
             out_rows = out_ptr + tokens * out_stride_token + heads * out_stride_head
-            tl.store(
-                out_rows[:, None] + v_dims[None, :], result.to(out_ptr.dtype.element_ty), mask=is_row[:, None]
-            )
+            tl.store(out_rows[:, None] + v_dims[None, :], result.to(out_ptr.dtype.element_ty), mask=is_row[:, None])
         else:
             if IS_DETERMINISTIC:
                 part = unit.to(tl.int64)

@@ -91,9 +91,7 @@ def merge_cuts_kernel(
             while is_live:
                 for offset in tl.static_range(PARTS_AT_ONCE):
                     owner = program + offset
-                    owner_begin = tl.load(
-                        program_begin_ptr + owner, mask=owner < num_programs, other=2147483647
-                    )
+                    owner_begin = tl.load(program_begin_ptr + owner, mask=owner < num_programs, other=2147483647)
                     is_part = owner_begin < head_end
                     # The part that begins with the tile is its program's last one, all others are the first.
                     part = owner * 2 + (owner_begin <= head_begin).to(tl.int32)

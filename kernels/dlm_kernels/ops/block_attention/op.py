@@ -77,10 +77,19 @@ def make_plan(
         return reference.make_plan(row_lens, kv_lens, kv_limit, slots, slot_table)
     if page_size not in SUPPORTED_PAGE_SIZES:
         raise ValueError(f"page_size must be one of {SUPPORTED_PAGE_SIZES}, got {page_size}")
-    contiguous = (tensor.contiguous() for tensor in (row_lens, kv_lens, kv_limit, slots))
     if slot_table.stride(1) != 1:
         raise ValueError("the positions of a request must be contiguous in slot_table")
-    return KernelPlan(*contiguous, slot_table, max_row_len, max_kv_len, page_size, deterministic)
+    return KernelPlan(
+        row_lens=row_lens.contiguous(),
+        kv_lens=kv_lens.contiguous(),
+        kv_limit=kv_limit.contiguous(),
+        slots=slots.contiguous(),
+        slot_table=slot_table,
+        max_row_len=max_row_len,
+        max_kv_len=max_kv_len,
+        page_size=page_size,
+        deterministic=deterministic,
+    )
 
 
 def block_attention(
@@ -133,7 +142,9 @@ def _check_kernel_arguments(q: Tensor, k_pool: Tensor, v_pool: Tensor, scale: fl
     if q.shape[2] not in SUPPORTED_HEAD_DIMS or v_pool.shape[2] not in SUPPORTED_HEAD_DIMS:
         raise ValueError(f"head dims must be in {SUPPORTED_HEAD_DIMS}, got {q.shape[2]} and {v_pool.shape[2]}")
     if q.shape[1] // k_pool.shape[1] > MAX_GROUP_SIZE:
-        raise ValueError(f"at most {MAX_GROUP_SIZE} query heads may share a key head, got {q.shape[1]}/{k_pool.shape[1]}")
+        raise ValueError(
+            f"at most {MAX_GROUP_SIZE} query heads may share a key head, got {q.shape[1]}/{k_pool.shape[1]}"
+        )
     if k_pool.stride(2) != 1 or v_pool.stride(2) != 1:
         raise ValueError("the last dimension of the pools must be contiguous")
     if not scale > 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -12,6 +12,14 @@ from torch import Tensor
 RowKind = Literal["causal", "bidirectional", "dual", "blind"]
 # Rows of the slot table that no request uses.
 FREE_ROWS = 2
+
+
+class Bounds(TypedDict):
+    """What the host knows of a forward."""
+
+    max_row_len: int
+    max_kv_len: int
+    page_size: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class Inputs:
         return self.row_lens, self.kv_lens, self.kv_limit, self.slots, self.slot_table
 
     @property
-    def bounds(self) -> dict[str, int]:
+    def bounds(self) -> Bounds:
         """The host-known arguments of `make_plan`."""
         return {"max_row_len": self.max_row_len, "max_kv_len": self.max_kv_len, "page_size": self.page_size}
 

@@ -22,13 +22,23 @@ class DlmAttentionBackend(AttentionBackend):
         super().__init__()
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.token_to_kv_pool = model_runner.token_to_kv_pool
+        self.page_size = model_runner.page_size
         self.forward_metadata: BlockAttentionPlan | None = None
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Lay the forward out once for all layers."""
         row_lens, kv_lens, kv_limit = _layout(forward_batch)
-        slots = self.req_to_token[forward_batch.req_pool_indices.long(), : max(kv_lens)]
-        self.forward_metadata = make_plan(row_lens, kv_lens, kv_limit, slots)
+        device = self.req_to_token.device
+        self.forward_metadata = make_plan(
+            torch.tensor(row_lens, dtype=torch.int32).to(device, non_blocking=True),
+            torch.tensor(kv_lens, dtype=torch.int32).to(device, non_blocking=True),
+            kv_limit,
+            forward_batch.req_pool_indices.long(),
+            self.req_to_token,
+            max_row_len=max(row_lens),
+            max_kv_len=max(kv_lens),
+            page_size=self.page_size,
+        )
 
     def support_triton(self) -> bool:
         """False: position helpers on CPU must take SGLang's torch path."""

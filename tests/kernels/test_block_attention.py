@@ -1,70 +1,136 @@
-"""Block attention's reference against a loop over query tokens."""
+"""Block attention's reference against a loop over query tokens, and the op's argument checks."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+import pytest
 import torch
 from dlm_kernels.ops.block_attention import block_attention, make_plan, reference
-from hypothesis import given
+from dlm_kernels.testing.block_attention import Case, Inputs, Row, attend_in_float64, make_inputs
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 
-def _loop(q: Tensor, k_pool: Tensor, v_pool: Tensor, row_of: list[int], kv_limit: Tensor, slots: Tensor) -> Tensor:
+def _loop(inputs: Inputs) -> Tensor:
+    q, k_pool, v_pool = inputs.q.double(), inputs.k_pool.double(), inputs.v_pool.double()
     group = q.shape[1] // k_pool.shape[1]
-    out = torch.empty_like(q)
-    for token in range(q.shape[0]):
-        visible = slots[row_of[token], : int(kv_limit[token])].long()
+    out = torch.zeros(q.shape[0], q.shape[1], v_pool.shape[2], dtype=torch.float64)
+    row_of = [row for row, length in enumerate(inputs.row_lens.tolist()) for _ in range(length)]
+    for token, row in enumerate(row_of):
+        visible = inputs.slot_table[inputs.slots[row], : int(inputs.kv_limit[token])].tolist()
         for head in range(q.shape[1]):
-            keys, values = k_pool[visible, head // group], v_pool[visible, head // group]
-            weights = torch.softmax(keys @ q[token, head] * q.shape[2] ** -0.5, dim=0)
-            out[token, head] = weights @ values
+            scores = [float(q[token, head] @ k_pool[slot, head // group]) * inputs.scale for slot in visible]
+            weights = [math.exp(score - max(scores)) for score in scores]
+            for slot, weight in zip(visible, weights, strict=True):
+                out[token, head] += weight / sum(weights) * v_pool[slot, head // group]
     return out
 
 
+def _reference(inputs: Inputs) -> Tensor:
+    plan = make_plan(*inputs.lengths, **inputs.bounds)
+    return block_attention(inputs.q, inputs.k_pool, inputs.v_pool, plan, inputs.scale)
+
+
+def _kernel(inputs: Inputs) -> Tensor:
+    plan = make_plan(*inputs.lengths, **inputs.bounds, use_kernel=True)
+    return block_attention(inputs.q, inputs.k_pool, inputs.v_pool, plan, inputs.scale)
+
+
+row_strategy = st.builds(
+    Row, st.integers(0, 9), st.integers(0, 40), st.sampled_from(["causal", "bidirectional", "dual", "blind"])
+)
+
+
+@settings(max_examples=50)
 @given(
-    rows=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 40), st.booleans()), min_size=1, max_size=6),
-    num_kv_heads=st.sampled_from([1, 2]),
-    group=st.sampled_from([1, 2, 4]),
+    rows=st.lists(row_strategy, min_size=1, max_size=4),
+    heads=st.sampled_from([(1, 1), (2, 1), (4, 2), (6, 2)]),
+    page_size=st.sampled_from([1, 16]),
+    num_padding_tokens=st.integers(0, 3),
+    is_strided=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 def test_reference_equals_a_loop_on_ragged_mixed_rows(
-    rows: list[tuple[int, int, bool]], num_kv_heads: int, group: int, seed: int
+    rows: list[Row], heads: tuple[int, int], page_size: int, num_padding_tokens: int, is_strided: bool, seed: int
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    row_lens = [length for length, _, _ in rows]
-    kv_lens = [length + prefix for length, prefix, _ in rows]
-    limits, row_of = [], []
-    for row, (length, prefix, is_causal) in enumerate(rows):
-        row_of += [row] * length
-        limits += [prefix + offset + 1 if is_causal else prefix + length for offset in range(length)]
-    num_slots = sum(kv_lens) + 7
-    order = torch.randperm(num_slots, generator=generator)
-    slots = torch.zeros(len(rows), max(kv_lens), dtype=torch.int32)
-    used = 0
-    for row, kv_len in enumerate(kv_lens):
-        slots[row, :kv_len] = order[used : used + kv_len].int()
-        used += kv_len
-    k_pool = torch.randn(num_slots, num_kv_heads, 8, generator=generator, dtype=torch.float64)
-    v_pool = torch.randn(num_slots, num_kv_heads, 8, generator=generator, dtype=torch.float64)
-    q = torch.randn(sum(row_lens), num_kv_heads * group, 8, generator=generator, dtype=torch.float64)
-    kv_limit = torch.tensor(limits)
-    expected = _loop(q, k_pool, v_pool, row_of, kv_limit, slots)
-    got = block_attention(q, k_pool, v_pool, make_plan(row_lens, kv_lens, kv_limit, slots), 8**-0.5)
-    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    case = Case(
+        rows,
+        *heads,
+        head_dim=4,
+        v_head_dim=8,
+        page_size=page_size,
+        num_padding_tokens=num_padding_tokens,
+        is_strided=is_strided,
+        seed=seed,
+        dtype=torch.float64,
+    )
+    inputs = make_inputs(case)
+    expected = _loop(inputs)
+    torch.testing.assert_close(_reference(inputs), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(attend_in_float64(inputs), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_long_rows_are_cut_into_chunks_and_give_the_same(monkeypatch: object) -> None:
-    row_lens, kv_lens = [50, 3], [70, 4]
-    slots = torch.arange(140).view(2, 70)
-    limits = torch.cat([torch.arange(21, 71), torch.tensor([4, 4, 4])])
-    q = torch.randn(53, 4, 16)
-    k_pool, v_pool = torch.randn(140, 2, 16), torch.randn(140, 2, 16)
-    whole = block_attention(q, k_pool, v_pool, make_plan(row_lens, kv_lens, limits, slots), 0.25)
-    saved = reference.MAX_MASK_ELEMENTS
-    try:
-        reference.MAX_MASK_ELEMENTS = 700
-        plan = make_plan(row_lens, kv_lens, limits, slots)
-        assert len(plan.groups) > 2
-        torch.testing.assert_close(block_attention(q, k_pool, v_pool, plan, 0.25), whole)
-    finally:
-        reference.MAX_MASK_ELEMENTS = saved
+def test_rows_of_one_length_are_one_batch() -> None:
+    inputs = make_inputs(Case([Row(7, 40), Row(7, 63, "bidirectional"), Row(7, 50, "dual")], dtype=torch.float64))
+    plan = make_plan(*inputs.lengths, **inputs.bounds)
+    assert [group.is_whole for group in plan.groups] == [True]
+    torch.testing.assert_close(_reference(inputs), _loop(inputs))
+
+
+def test_long_rows_are_cut_into_chunks_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs(Case([Row(150, 20), Row(3, 1, "bidirectional")], dtype=torch.float64))
+    whole = _reference(inputs)
+    monkeypatch.setattr(reference, "MAX_MASK_ELEMENTS", 700)
+    assert len(make_plan(*inputs.lengths, **inputs.bounds).groups) > 2
+    torch.testing.assert_close(_reference(inputs), whole)
+    torch.testing.assert_close(attend_in_float64(inputs), whole)
+
+
+def test_scales_apply_to_stored_keys_and_values() -> None:
+    inputs = make_inputs(Case([Row(5, 20), Row(2, 2)], dtype=torch.float64))
+    plan = make_plan(*inputs.lengths, **inputs.bounds)
+    got = block_attention(
+        inputs.q, inputs.k_pool, inputs.v_pool, plan, inputs.scale, k_scale=2.0, v_scale=torch.tensor([0.25])
+    )
+    stored = replace(inputs, k_pool=inputs.k_pool * 2, v_pool=inputs.v_pool * 0.25)
+    torch.testing.assert_close(got, _reference(stored))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kv_lens": torch.ones(3, dtype=torch.int32)}, "one entry per row, got 2, 3 and 2"),
+        ({"row_lens": torch.ones(2)}, "row_lens must be a 1-D int32 or int64 tensor on cpu, got 1-D torch.float32"),
+        ({"max_kv_len": 10_000}, r"slot_table must be \[S, >= 10000\]"),
+        ({"row_lens": torch.tensor([9, 9], dtype=torch.int32)}, "sum to at most the 7 entries of kv_limit, got 18"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(changes: dict[str, object], message: str) -> None:
+    inputs = replace(make_inputs(Case([Row(5, 20), Row(2, 2)])), **changes)
+    with pytest.raises(ValueError, match=message):
+        make_plan(*inputs.lengths, **inputs.bounds)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (Case([Row(5, 20)], head_dim=96), "head dims must be in"),
+        (Case([Row(5, 20)], dtype=torch.float64), "q must be one of"),
+        (Case([Row(5, 20)], num_q_heads=65, num_kv_heads=1), "at most 64 query heads may share a key head, got 65/1"),
+        (Case([Row(5, 20)], page_size=8), "page_size must be one of"),
+    ],
+)
+def test_what_the_kernel_does_not_have_is_refused(case: Case, message: str) -> None:
+    inputs = make_inputs(case)
+    with pytest.raises(ValueError, match=message):
+        _kernel(inputs)
+
+
+def test_queries_that_do_not_fit_the_plan_are_refused() -> None:
+    inputs = make_inputs(Case([Row(5, 20)]))
+    plan = make_plan(*inputs.lengths, **inputs.bounds)
+    with pytest.raises(ValueError, match=r"q must be \[5, multiple of 2, 64\]"):
+        block_attention(inputs.q[:4], inputs.k_pool, inputs.v_pool, plan, inputs.scale)

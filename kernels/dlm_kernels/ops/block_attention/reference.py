@@ -7,7 +7,8 @@ position + 1, so denoise, commit, autoregressive and prefill rows are one call w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,125 +22,158 @@ MAX_MASK_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows that run as one padded batch: `token_index [R, L]`, `slots [R, S]`, `bias [R, 1, L, S]`."""
+    """Rows that run as one padded batch of R rows, L query tokens and S keys.
+
+    Attributes:
+        token_index: `[R, L]`; padding repeats a row's last token.
+        slots: `[R, S]`, pool slots; padding repeats the row's last visible one, which is always readable.
+        limits: `[R, L]`, visible keys of each token.
+        is_whole: the group's tokens are all tokens of the forward, in order.
+    """
 
     token_index: Tensor
     slots: Tensor
-    bias: Tensor
-    is_dense: bool
+    limits: Tensor
+    is_whole: bool
+    bias_cache: dict[tuple[torch.dtype, int], Tensor | None] = field(default_factory=dict, compare=False)
+    line_cache: dict[int, Tensor] = field(default_factory=dict, compare=False)
+
+    def bias(self, dtype: torch.dtype, group_size: int) -> Tensor | None:
+        """Additive mask `[R, 1, G * L, S]`, 0 where visible; None where every token sees every key."""
+        key = (dtype, group_size)
+        if key not in self.bias_cache:
+            hidden = torch.arange(self.slots.shape[1], device=self.limits.device) >= self.limits[..., None]
+            bias = None
+            if hidden.any():
+                bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+                bias = bias.masked_fill_(hidden, float("-inf"))[:, None].repeat(1, 1, group_size, 1)
+            self.bias_cache[key] = bias
+        return self.bias_cache[key]
+
+    def gather(self, pool: Tensor, dtype: torch.dtype) -> Tensor:
+        """`[R, Hkv, S, D]` keys or values, contiguous: attention runs faster on them than on a transposed view."""
+        num_heads, head_dim = pool.shape[1], pool.shape[2]
+        if num_heads not in self.line_cache:
+            heads = torch.arange(num_heads, device=pool.device)[:, None]
+            self.line_cache[num_heads] = (self.slots[:, None] * num_heads + heads).flatten()
+        lines = pool.reshape(-1, head_dim).index_select(0, self.line_cache[num_heads])
+        return lines.view(self.slots.shape[0], num_heads, -1, head_dim).to(dtype)
 
 
 @dataclass(frozen=True)
-class BlockAttentionPlan:
+class ReferencePlan:
     """What does not change from layer to layer of one forward.
 
     Attributes:
-        groups: padded batches that together hold every query token once.
-        num_tokens: T, query tokens in the forward.
+        groups: padded batches that together hold every query token of a row once.
+        num_tokens: T, query tokens in the forward, those of no row included.
+        blind_tokens: tokens that see no key; None where there are none.
     """
 
     groups: tuple[_Group, ...]
     num_tokens: int
+    blind_tokens: Tensor | None
 
 
-def make_plan(row_lens: list[int], kv_lens: list[int], kv_limit: Tensor, kv_slots: Tensor) -> BlockAttentionPlan:
-    """Lay a ragged forward out once, for all layers.
-
-    Args:
-        row_lens: R query lengths, each >= 1; their sum is T.
-        kv_lens: R key lengths, own query tokens included.
-        kv_limit: `[T]` int64, keys at row positions below it are visible, 1..kv_len.
-        kv_slots: `[R, >= max(kv_lens)]` integer, pool slot of each row position.
-
-    Returns:
-        A plan for `block_attention`.
+def make_plan(row_lens: Tensor, kv_lens: Tensor, kv_limit: Tensor, slots: Tensor, slot_table: Tensor) -> ReferencePlan:
+    """`op.make_plan` for the reference. Bounds and page size are not needed: it reads lengths and every slot.
 
     Raises:
-        ValueError: lengths that do not fit the tensors.
+        ValueError: more query tokens in the rows than limits.
     """
-    if sum(row_lens) != kv_limit.numel() or len(row_lens) != len(kv_lens):
-        raise ValueError(
-            f"row_lens must sum to the {kv_limit.numel()} query tokens and pair with kv_lens, got "
-            f"{sum(row_lens)} tokens in {len(row_lens)} rows and {len(kv_lens)} kv_lens"
-        )
-    starts = [0]
-    for length in row_lens:
-        starts.append(starts[-1] + length)
-    max_len, max_kv = max(row_lens), max(kv_lens)
-    padded_work = len(row_lens) * max_len * max_kv
-    work = sum(length * kv_len for length, kv_len in zip(row_lens, kv_lens, strict=True))
+    lens, kv_lens_cpu, num_tokens = row_lens.tolist(), kv_lens.tolist(), kv_limit.numel()
+    starts = list(accumulate(lens, initial=0))
+    if starts[-1] > num_tokens:
+        raise ValueError(f"row_lens must sum to at most the {num_tokens} entries of kv_limit, got {starts[-1]}")
+    rows = [row for row, length in enumerate(lens) if length > 0]
+    max_len = max((lens[row] for row in rows), default=0)
+    max_kv = max((kv_lens_cpu[row] for row in rows), default=0)
+    padded_work = len(rows) * max_len * max_kv
+    work = sum(lens[row] * kv_lens_cpu[row] for row in rows)
+    groups = []
     if padded_work <= MAX_PADDING_FACTOR * work and padded_work <= MAX_MASK_ELEMENTS:
-        groups = [_pad_rows(list(range(len(row_lens))), starts, row_lens, max_kv, kv_limit, kv_slots)]
+        batches = [[(row, starts[row], lens[row]) for row in rows]] if work else []
     else:
-        groups = []
-        for row, (length, kv_len) in enumerate(zip(row_lens, kv_lens, strict=True)):
-            chunk = max(1, MAX_MASK_ELEMENTS // kv_len)
-            groups.extend(
-                _single_row(row, starts[row] + begin, min(chunk, length - begin), kv_len, kv_limit, kv_slots)
-                for begin in range(0, length, chunk)
-            )
-    return BlockAttentionPlan(tuple(groups), starts[-1])
+        batches = [
+            [(row, starts[row] + begin, min(chunk, lens[row] - begin))]
+            for row in rows
+            if kv_lens_cpu[row] > 0
+            for chunk in [max(1, MAX_MASK_ELEMENTS // kv_lens_cpu[row])]
+            for begin in range(0, lens[row], chunk)
+        ]
+    groups = [_make_group(batch, kv_lens, kv_limit, slots, slot_table) for batch in batches]
+    blind = kv_limit <= 0
+    if 0 in kv_lens_cpu:
+        token_row_sees = torch.repeat_interleave(kv_lens > 0, row_lens, output_size=starts[-1])
+        blind[: starts[-1]] |= ~token_row_sees
+    return ReferencePlan(tuple(groups), num_tokens, blind.nonzero()[:, 0] if blind.any() else None)
 
 
-def block_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, plan: BlockAttentionPlan, scale: float) -> Tensor:
-    """Attend from ragged query blocks to paged keys and values.
-
-    Args:
-        q: `[T, Hq, D]` queries, rows one after another.
-        k_pool: `[slots, Hkv, D]` keys, this forward's own tokens already written. Hkv divides Hq.
-        v_pool: `[slots, Hkv, D]` values.
-        plan: layout from `make_plan`.
-        scale: softmax scale.
-
-    Returns:
-        `[T, Hq, D]`, dtype of `q`.
-
-    Source: NLD report, attention patterns (spec section 2.1); grouped query heads are packed into one tile.
-    """
-    num_q_heads, head_dim = q.shape[1], q.shape[2]
-    num_kv_heads = k_pool.shape[1]
-    group_size = num_q_heads // num_kv_heads
-    out = torch.empty_like(q)
+def block_attention(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    plan: ReferencePlan,
+    scale: float,
+    *,
+    k_scale: float | Tensor | None = None,
+    v_scale: float | Tensor | None = None,
+) -> Tensor:
+    """`op.block_attention` in plain torch, for any device, head dim and floating-point dtype."""
+    if k_scale is not None:
+        scale = scale * float(k_scale)
+    out: Tensor | None = None
     for group in plan.groups:
-        rows, length = group.token_index.shape
-        queries = q.view(rows, length, num_q_heads, head_dim) if group.is_dense else q[group.token_index]
-        # [R, L, Hkv, G, D] -> [R, Hkv, G * L, D]: all heads that share a key head become one tile.
-        packed = queries.view(rows, length, num_kv_heads, group_size, head_dim).permute(0, 2, 3, 1, 4)
-        packed = packed.reshape(rows, num_kv_heads, group_size * length, head_dim)
-        keys = k_pool[group.slots].transpose(1, 2).to(q.dtype)  # [R, Hkv, S, D]
-        values = v_pool[group.slots].transpose(1, 2).to(q.dtype)
-        bias = group.bias.to(q.dtype)
-        if length > 1:
-            bias = bias.repeat(1, 1, group_size, 1)
-        attended = scaled_dot_product_attention(packed, keys, values, attn_mask=bias, scale=scale)
-        attended = attended.reshape(rows, num_kv_heads, group_size, length, head_dim).permute(0, 3, 1, 2, 4)
-        attended = attended.reshape(rows, length, num_q_heads, head_dim)
-        if group.is_dense:
-            return attended.reshape(rows * length, num_q_heads, head_dim)
+        attended = _attend(q, k_pool, v_pool, group, scale)
+        if group.is_whole:
+            out = attended.reshape(q.shape[0], q.shape[1], v_pool.shape[2])
+            break
+        if out is None:
+            out = q.new_zeros(q.shape[0], q.shape[1], v_pool.shape[2])
         # Padding repeats a row's last token, so a duplicate writes the same value twice.
         out[group.token_index] = attended
-    return out
+    if out is None:
+        return q.new_zeros(q.shape[0], q.shape[1], v_pool.shape[2])
+    if plan.blind_tokens is not None:
+        out[plan.blind_tokens] = 0
+    return out if v_scale is None else out * v_scale
 
 
-def _pad_rows(
-    rows: list[int], starts: list[int], row_lens: list[int], max_kv: int, kv_limit: Tensor, kv_slots: Tensor
+def _attend(q: Tensor, k_pool: Tensor, v_pool: Tensor, group: _Group, scale: float) -> Tensor:
+    """`[R, L, Hq, Dv]` of one group."""
+    num_q_heads, head_dim = q.shape[1], q.shape[2]
+    num_kv_heads, v_head_dim = v_pool.shape[1], v_pool.shape[2]
+    group_size = num_q_heads // num_kv_heads
+    rows, length = group.token_index.shape
+    queries = q if group.is_whole else q[group.token_index]
+    # [R, L, Hkv, G, D] -> [R, Hkv, G * L, D]: all heads that share a key head become one tile.
+    packed = queries.reshape(rows, length, num_kv_heads, group_size, head_dim).permute(0, 2, 3, 1, 4)
+    packed = packed.reshape(rows, num_kv_heads, group_size * length, head_dim)
+    attended = scaled_dot_product_attention(
+        packed,
+        group.gather(k_pool, q.dtype),
+        group.gather(v_pool, q.dtype),
+        attn_mask=group.bias(q.dtype, group_size),
+        scale=scale,
+    )
+    attended = attended.reshape(rows, num_kv_heads, group_size, length, v_head_dim).permute(0, 3, 1, 2, 4)
+    return attended.reshape(rows, length, num_q_heads, v_head_dim)
+
+
+def _make_group(
+    batch: list[tuple[int, int, int]], kv_lens: Tensor, kv_limit: Tensor, slots: Tensor, slot_table: Tensor
 ) -> _Group:
+    """Group of `(row, first token, tokens)` triples."""
     device = kv_limit.device
-    max_len = max(row_lens[row] for row in rows)
-    is_dense = all(row_lens[row] == max_len for row in rows)
-    begin = torch.tensor([starts[row] for row in rows], device=device)
-    last = torch.tensor([row_lens[row] - 1 for row in rows], device=device)
+    row_ids, begins, lens = (torch.tensor(column, device=device) for column in zip(*batch, strict=True))
+    max_len = max(length for _, _, length in batch)
+    num_tokens = sum(length for _, _, length in batch)
     offsets = torch.arange(max_len, device=device)
-    token_index = begin[:, None] + torch.minimum(offsets[None, :], last[:, None])
-    return _Group(token_index, kv_slots[:, :max_kv].long(), _bias(kv_limit[token_index], max_kv), is_dense)
-
-
-def _single_row(row: int, begin: int, length: int, kv_len: int, kv_limit: Tensor, kv_slots: Tensor) -> _Group:
-    token_index = torch.arange(begin, begin + length, device=kv_limit.device)[None]
-    return _Group(token_index, kv_slots[row, :kv_len][None].long(), _bias(kv_limit[token_index], kv_len), False)
-
-
-def _bias(limits: Tensor, kv_len: int) -> Tensor:
-    """Additive mask `[R, 1, L, S]` of limits `[R, L]`: 0 where visible, -inf elsewhere."""
-    visible = torch.arange(kv_len, device=limits.device) < limits[..., None]
-    return torch.zeros(visible.shape, device=limits.device).masked_fill_(~visible, float("-inf"))[:, None]
+    token_index = begins[:, None] + torch.minimum(offsets, lens[:, None] - 1)
+    limits = torch.minimum(kv_limit[token_index].long(), kv_lens.long()[row_ids][:, None])
+    visible = limits.amax(1)
+    num_keys = max(1, int(visible.max()))
+    positions = torch.minimum(torch.arange(num_keys, device=device), (visible - 1).clamp_(min=0)[:, None])
+    key_slots = slot_table[slots.long()[row_ids], :num_keys].gather(1, positions).long()
+    is_whole = num_tokens == kv_limit.numel() == len(batch) * max_len
+    return _Group(token_index, key_slots, limits, is_whole)

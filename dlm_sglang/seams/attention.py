@@ -26,8 +26,22 @@ class DlmAttentionBackend(AttentionBackend):
         self.forward_metadata: BlockAttentionPlan | None = None
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """Lay the forward out once for all layers."""
-        row_lens, kv_lens, kv_limit = _layout(forward_batch)
+        """Lay the forward out once for all layers; a decode round's lengths stay on the device."""
+        spec_info = forward_batch.spec_info
+        if isinstance(spec_info, DlmForwardInput):
+            inputs = spec_info.inputs
+            self.forward_metadata = make_plan(
+                inputs.layout.widths,
+                inputs.kv_lens.int(),
+                inputs.kv_limit.int(),
+                inputs.slots,
+                self.req_to_token,
+                max_row_len=inputs.layout.max_width,
+                max_kv_len=spec_info.max_kv_len,
+                page_size=self.page_size,
+            )
+            return
+        row_lens, kv_lens, kv_limit = _host_layout(forward_batch)
         device = self.req_to_token.device
         self.forward_metadata = make_plan(
             torch.tensor(row_lens, dtype=torch.int32).to(device, non_blocking=True),
@@ -77,14 +91,10 @@ def create_backend(model_runner: Any) -> DlmAttentionBackend:
     return DlmAttentionBackend(model_runner)
 
 
-def _layout(forward_batch: Any) -> tuple[list[int], list[int], torch.Tensor]:
-    """Row lengths, key lengths (host) and per-token limits of any forward mode."""
-    spec_info = forward_batch.spec_info
-    if isinstance(spec_info, DlmForwardInput):
-        inputs = spec_info.inputs
-        return inputs.layout.widths.tolist(), inputs.kv_lens.tolist(), inputs.kv_limit
+def _host_layout(forward_batch: Any) -> tuple[list[int], list[int], torch.Tensor]:
+    """Row lengths, key lengths and per-token limits of a prefill, or of plain SGLang's decode."""
     seq_lens_cpu = forward_batch.seq_lens_cpu
     seq_lens = (forward_batch.seq_lens if seq_lens_cpu is None else seq_lens_cpu).tolist()
     if forward_batch.forward_mode.is_decode():
-        return [1] * len(seq_lens), seq_lens, forward_batch.seq_lens.long()
-    return list(forward_batch.extend_seq_lens_cpu), seq_lens, forward_batch.positions.long() + 1
+        return [1] * len(seq_lens), seq_lens, forward_batch.seq_lens
+    return list(forward_batch.extend_seq_lens_cpu), seq_lens, forward_batch.positions + 1

@@ -101,7 +101,7 @@ def prepare_decode_round(original: Any, batch: Any) -> None:
                 rows.append((req, row, reach))
                 num_needed += missing
     spec_info.may_cut = may_cut
-    spec_info.max_kv_len = longest
+    spec_info.max_kv_len = min(longest, batch.reqs[0].dlm.context_length)
     if rows:
         lookahead = LOOKAHEAD * len(rows)
         has_room = allocator.available_size() >= num_needed + ROOMY * lookahead

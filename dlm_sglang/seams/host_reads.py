@@ -45,7 +45,7 @@ class HostReads:
         self.places: list[str] = []
         self._num_inside = 0
         self._originals: dict[str, Callable[..., object]] = {}
-        self._operators = _SeenOperators(self._record)  # type: ignore[no-untyped-call]
+        self._operators = _SeenOperators(self._record)
 
     def __enter__(self) -> HostReads:
         self._originals = {name: getattr(Tensor, name) for name in _READING_METHODS}
@@ -81,7 +81,7 @@ class _SeenOperators(TorchDispatchMode):
     """Tells of operators that read; torch's own modes carry no types."""
 
     def __init__(self, record: Callable[[str], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._tell = record
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]

@@ -12,8 +12,8 @@ from dlm_sglang.decode.layout import RoundLayout, make_layout
 from dlm_sglang.decode.policy import DecodePolicy, make_policy
 from dlm_sglang.decode.round import advance_round, plan_round
 from dlm_sglang.decode.state import BlockState
-from dlm_sglang.seams.host_reads import HostReads
 from dlm_sglang.params import DecodeParams, GenerationMode, ServerLimits
+from dlm_sglang.seams.host_reads import HostReads
 
 VOCAB, MASK, CONTEXT = 50, 40, 256
 FIELDS: dict[str, list[dict[str, object]]] = {

@@ -21,7 +21,7 @@ class DlmRoundState(SpecInput):
         layout: of the batch's rounds, kept until a request joins or leaves; None before it is made.
         may_cut: some row is so near the context's end that its block may not fit.
         max_kv_len: upper bound of any row's keys in the coming round.
-        future_indices: set by SGLang's overlapped loop, which finds each row's length by it.
+        future_indices: set by SGLang's overlapped loop; `DlmFutureMap` goes by the batch's own slots.
     """
 
     num_tokens_per_req = 1

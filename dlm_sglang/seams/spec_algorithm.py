@@ -8,6 +8,7 @@ from sglang.srt.managers.overlap_utils import FutureMap
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from dlm_sglang.errors import SettingsError
+from dlm_sglang.seams.batch import DlmRoundState
 from dlm_sglang.seams.check import on_cpu_platform, require_seams
 from dlm_sglang.seams.names import ALGORITHM, ATTENTION_BACKEND
 from dlm_sglang.settings import DecodeSettings
@@ -15,6 +16,16 @@ from dlm_sglang.settings import DecodeSettings
 
 class DlmFutureMap(FutureMap):
     """Carries row lengths from one overlapped iteration to the next; all else is in `BlockState`, on the device."""
+
+    def resolve_seq_lens_cpu(self, batch: Any) -> None:
+        """Point a decode batch to its rows' lengths as the round before it leaves them; the host reads none."""
+        if not isinstance(batch.spec_info, DlmRoundState):
+            return
+        if self.publish_ready is not None:
+            self.publish_ready.wait()
+        batch.seq_lens = self.new_seq_lens_buf[batch.req_pool_indices]
+        batch.seq_lens_cpu = None
+        batch.seq_lens_sum = None
 
     def stash(self, future_indices: Any, payload: Any) -> None:
         """Nothing to relay."""

@@ -211,6 +211,13 @@ SEAMS: tuple[Seam, ...] = (
         "never: the algorithm makes its own map",
     ),
     Seam(
+        f"{_SRT}.managers.overlap_utils.FutureMap.resolve_seq_lens_cpu",
+        ("self", "batch"),
+        "seams/spec_algorithm.py DlmFutureMap",
+        "overlapped rounds would have the lengths of other rows",
+        "never: the algorithm makes its own map",
+    ),
+    Seam(
         f"{_SRT}.managers.overlap_utils.FutureMap._resolve_spec_extras",
         ("self", "batch"),
         "seams/spec_algorithm.py DlmFutureMap",

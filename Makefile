@@ -56,6 +56,10 @@ check: setup-dev ## formatting, lint and types
 bench: setup ## measure the modes against plain SGLang
 	@exec $(BIN)/dlm-sglang bench $(ARGS)
 
+.PHONY: bench-engine
+bench-engine: setup ## measure where a decode round's time goes
+	@exec $(BIN)/python -m dlm_sglang.measure.engine $(ARGS)
+
 .PHONY: eval
 eval: setup ## score the bundled checkpoint on held-out prompts
 	@exec $(BIN)/python -m dlm_sglang.bundled.evaluate $(ARGS)

@@ -168,6 +168,14 @@ SETTINGS: tuple[Setting, ...] = (
         low=1,
     ),
     Setting(
+        "prefill_attention",
+        "string",
+        "auto",
+        "what prompts attend through; `auto` is FlashInfer where it is installed, else SGLang's Triton kernels, and "
+        "`block`, the kernel of the decode rounds, without a GPU",
+        choices=("auto", "block", "flashinfer", "triton"),
+    ),
+    Setting(
         "round_trace",
         "string",
         None,

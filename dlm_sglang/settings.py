@@ -73,6 +73,7 @@ class DecodeSettings:
     overlap_schedule: str = "auto"
     pad_rounds: str = "auto"
     max_padded_tokens: int = 1024
+    prefill_attention: str = "auto"
     round_trace: str | None = None
     round_trace_reads: str = "off"
 
@@ -104,6 +105,7 @@ class DecodeSettings:
             overlap_schedule=str(resolved["overlap_schedule"].value),
             pad_rounds=str(resolved["pad_rounds"].value),
             max_padded_tokens=int(number("max_padded_tokens") or 0),
+            prefill_attention=str(resolved["prefill_attention"].value),
             round_trace=None if resolved["round_trace"].value is None else str(resolved["round_trace"].value),
             round_trace_reads=str(resolved["round_trace_reads"].value),
         )

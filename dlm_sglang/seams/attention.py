@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -9,17 +11,28 @@ from dlm_kernels.ops.block_attention import BlockAttentionPlan, block_attention,
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
+from dlm_sglang.errors import SettingsError
 from dlm_sglang.seams.batch import DlmForwardInput
+from dlm_sglang.settings import DecodeSettings
+
+logger = logging.getLogger(__name__)
+
+# Block attention for prompts too.
+OWN = "block"
 
 
 class DlmAttentionBackend(AttentionBackend):
-    """Writes the round's K/V into the rows' slots, then reads everything paged (architecture section 4.3)."""
+    """Writes the round's K/V into the rows' slots, then reads everything paged (architecture section 4.3).
+
+    Prompts are long and plainly causal: where SGLang has a backend that is made for them, it runs them.
+    """
 
     # Lengths of a round's rows are known on the device only; the host would have to wait for them.
     needs_cpu_seq_lens = False
 
-    def __init__(self, model_runner: Any) -> None:
+    def __init__(self, model_runner: Any, prefill_backend: AttentionBackend | None = None) -> None:
         super().__init__()
+        self.prefill_backend = prefill_backend
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.token_to_kv_pool = model_runner.token_to_kv_pool
         self.page_size = model_runner.page_size
@@ -40,6 +53,10 @@ class DlmAttentionBackend(AttentionBackend):
                 max_kv_len=spec_info.max_kv_len,
                 page_size=self.page_size,
             )
+            return
+        delegate = self._delegate(forward_batch)
+        if delegate is not None:
+            delegate.init_forward_metadata(forward_batch)
             return
         row_lens, kv_lens, kv_limit = _host_layout(forward_batch)
         device = self.req_to_token.device
@@ -69,6 +86,9 @@ class DlmAttentionBackend(AttentionBackend):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Attend for prefill rows and for mixed decode rounds."""
+        delegate = self._delegate(forward_batch)
+        if delegate is not None:
+            return delegate.forward_extend(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
         pool = self.token_to_kv_pool
         if save_kv_cache and k is not None:
             pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
@@ -82,13 +102,51 @@ class DlmAttentionBackend(AttentionBackend):
         )
         return out.reshape(-1, layer.tp_q_head_num * layer.v_head_dim)
 
+    def _delegate(self, forward_batch: Any) -> AttentionBackend | None:
+        """The backend that runs this batch in our place."""
+        is_prompt = not isinstance(forward_batch.spec_info, DlmForwardInput) and forward_batch.forward_mode.is_extend()
+        return self.prefill_backend if is_prompt else None
+
     # One query token per row is just the shortest block.
     forward_decode = forward_extend
 
 
 def create_backend(model_runner: Any) -> DlmAttentionBackend:
     """Factory that SGLang's registry calls with its `ModelRunner`."""
-    return DlmAttentionBackend(model_runner)
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+
+    name = prefill_backend_name(
+        DecodeSettings.from_env().prefill_attention,
+        is_cuda=str(model_runner.device).startswith("cuda"),
+        has_flashinfer=importlib.util.find_spec("flashinfer") is not None,
+    )
+    logger.info("prompts attend through %s, decode rounds through block attention", name)
+    return DlmAttentionBackend(model_runner, ATTENTION_BACKENDS[name](model_runner) if name != OWN else None)
+
+
+def prefill_backend_name(wanted: str, *, is_cuda: bool, has_flashinfer: bool) -> str:
+    """The backend that runs prompts: SGLang's name of it, or `OWN`.
+
+    Args:
+        wanted: the setting `prefill_attention`.
+        is_cuda: whether there is a CUDA device; SGLang's backends need one.
+        has_flashinfer: whether FlashInfer is installed.
+
+    Raises:
+        SettingsError: the setting names a backend that cannot run here.
+    """
+    if wanted != "auto":
+        if wanted != OWN and (not is_cuda or (wanted == "flashinfer" and not has_flashinfer)):
+            raise SettingsError(
+                f"prefill_attention {wanted} cannot run here",
+                setting="prefill_attention",
+                code="setting-not-supported",
+                hint="leave it at auto",
+            )
+        return wanted
+    if not is_cuda:
+        return OWN
+    return "flashinfer" if has_flashinfer else "triton"
 
 
 def _host_layout(forward_batch: Any) -> tuple[list[int], list[int], torch.Tensor]:

@@ -1,0 +1,197 @@
+"""Where a decode round's time goes: forward, host, reads; each mode beside plain SGLang on the same weights."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from dlm_sglang.bundled.tasks import held_out_prompts
+from dlm_sglang.measure.load import Fields, bodies_of, run_load
+from dlm_sglang.measure.modes import AUTOREGRESSIVE, DIFFUSION, PLAIN, SELF_SPECULATION, hardware_and_versions
+from dlm_sglang.measure.server import running_server
+from dlm_sglang.setting_table import BUNDLED_PATH
+
+TOKENS = 48
+MODES: Mapping[str, Fields] = {
+    "autoregressive": AUTOREGRESSIVE,
+    "self_speculation": SELF_SPECULATION,
+    "diffusion": DIFFUSION,
+}
+
+
+@dataclass(frozen=True)
+class Round:
+    """One line of a round trace (`dlm_sglang/seams/trace.py`)."""
+
+    kind: str
+    start_s: float
+    end_s: float
+    forward_s: float
+    rows: int
+    query_tokens: int
+    host_reads: list[str] | None
+
+
+@dataclass(frozen=True)
+class EngineCell:
+    """Medians over the decode rounds of a full batch.
+
+    Attributes:
+        round_ms: from one round's launch to the next one's.
+        forward_ms: inside the model; on a GPU the launches only.
+        host_ms: the rest of the round.
+        reads_per_round: places where the host waits for the device, counted in a run of its own.
+        query_tokens_per_token: query tokens that rounds computed for one emitted token.
+        tok_s: emitted tokens per second of the whole load, prefills included.
+    """
+
+    name: str
+    concurrency: int
+    round_ms: float
+    forward_ms: float
+    host_ms: float
+    reads_per_round: float
+    tokens_per_forward: float
+    query_tokens_per_token: float
+    tok_s: float
+
+
+def measure_engine(
+    model_path: Path, flags: Sequence[str], concurrencies: Sequence[int], repeats: int
+) -> Iterator[EngineCell]:
+    """Run every mode at every concurrency, plain SGLang first; servers take turns within a concurrency."""
+    prompts = [messages for _, messages, _ in held_out_prompts(64)]
+    common = ["--model-path", str(model_path), "--max-running-requests", str(max(concurrencies)), *flags]
+    ours = [*common, "--speculative-algorithm", "DLM"]
+    body = {"max_tokens": TOKENS, "ignore_eos": True}
+    runs: dict[str, tuple[Sequence[str], Fields]] = {PLAIN: (common, body)}
+    runs |= {name: (ours, body | dict(fields)) for name, fields in MODES.items()}
+    reads = {
+        name: _reads_per_round(arguments, bodies_of(prompts, 16, [fields]))
+        for name, (arguments, fields) in runs.items()
+    }
+    with _traced_server(common, "plain") as plain, _traced_server(ours, "dlm") as dlm:
+        for concurrency in concurrencies:
+            count = max(16, 3 * concurrency)
+            for name, (_, fields) in runs.items():
+                server = plain if name == PLAIN else dlm
+                yield _measure(name, server, bodies_of(prompts, count, [fields]), concurrency, repeats, reads[name])
+
+
+@dataclass(frozen=True)
+class _Traced:
+    url: str
+    file: Path
+
+    def flush(self) -> None:
+        """Have the record written: the scheduler does it when it runs again after a pause."""
+        time.sleep(0.2)
+        body = {"model": "default", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+        run_load(self.url, [body], 1)
+
+    def decode_records(self, load: Sequence[Fields], concurrency: int) -> tuple[list[Round], float, int]:
+        """The decode rounds of one load, its tokens per second and the tokens that decode forwards emitted."""
+        self.flush()
+        before = len(self._lines())
+        result = run_load(self.url, load, concurrency)
+        self.flush()
+        records = [Round(**json.loads(line)) for line in self._lines()[before:]]
+        decodes = [record for record in records if record.kind == "decode"]
+        # A request's first token comes from its prefill.
+        return decodes, result.tok_s, result.output_tokens - len(load)
+
+    def _lines(self) -> list[str]:
+        return self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
+
+
+@contextmanager
+def _traced_server(arguments: Sequence[str], name: str, *, reads: bool = False) -> Iterator[_Traced]:
+    with tempfile.TemporaryDirectory(prefix="dlm-trace-") as folder:
+        file = Path(folder) / "rounds.jsonl"
+        trace = {"DLM_ROUND_TRACE": str(file), "DLM_ROUND_TRACE_READS": "on" if reads else "off"}
+        saved = {key: os.environ.get(key) for key in trace}
+        os.environ.update(trace)
+        try:
+            with running_server(arguments, name) as url:
+                yield _Traced(url, file)
+        finally:
+            for key, value in saved.items():
+                if value is None:
+                    os.environ.pop(key, None)
+                else:
+                    os.environ[key] = value
+
+
+def _reads_per_round(arguments: Sequence[str], load: Sequence[Fields]) -> float:
+    with _traced_server(arguments, "reads", reads=True) as server:
+        records, _, _ = server.decode_records(load, 8)
+        return sum(len(record.host_reads or ()) for record in records) / len(records)
+
+
+def _measure(
+    name: str, server: _Traced, load: Sequence[Fields], concurrency: int, repeats: int, reads: float
+) -> EngineCell:
+    server.decode_records(load[: 2 * concurrency], concurrency)
+    rounds, forwards, speeds, query_tokens, rows, tokens = [], [], [], 0.0, 0.0, 0
+    for _ in range(repeats):
+        records, tok_s, num_tokens = server.decode_records(load, concurrency)
+        speeds.append(tok_s)
+        tokens += num_tokens
+        query_tokens += sum(record.query_tokens for record in records)
+        rows += sum(record.rows for record in records)
+        for one, after in itertools.pairwise(records):
+            # Full batches only, and no prefill or pause between the two.
+            gap_s, run_s = after.start_s - one.end_s, one.end_s - one.start_s
+            if one.rows == after.rows == concurrency and gap_s < run_s:
+                rounds.append(gap_s + run_s)
+                forwards.append(one.forward_s)
+    hosts = [round_s - forward_s for round_s, forward_s in zip(rounds, forwards, strict=True)]
+    return EngineCell(
+        name=name,
+        concurrency=concurrency,
+        round_ms=round(1e3 * statistics.median(rounds), 3),
+        forward_ms=round(1e3 * statistics.median(forwards), 3),
+        host_ms=round(1e3 * statistics.median(hosts), 3),
+        reads_per_round=round(reads, 2),
+        tokens_per_forward=round(tokens / rows, 2),
+        query_tokens_per_token=round(query_tokens / tokens, 2),
+        tok_s=round(statistics.median(speeds), 1),
+    )
+
+
+def main() -> int:
+    """`python -m dlm_sglang.measure.engine`, behind `make bench-engine`."""
+    parser = argparse.ArgumentParser(prog="make bench-engine", description=__doc__)
+    parser.add_argument("--model-path", type=Path, default=BUNDLED_PATH, help="checkpoint; default: the bundled one")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32], help="requests at a time")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("flags", nargs="*", help="more flags for both servers, behind --")
+    arguments = parser.parse_args()
+    flags = arguments.flags or ["--dtype", "float32", "--mem-fraction-static", "0.1", "--max-total-tokens", "32768"]
+    cells = []
+    names = [field.name for field in fields(EngineCell)][2:]
+    print(f"{'what':<18} {'concurrent':>10} " + " ".join(f"{name:>{max(len(name), 9)}}" for name in names))
+    for cell in measure_engine(arguments.model_path, flags, arguments.concurrency, arguments.repeats):
+        values = asdict(cell)
+        row = " ".join(f"{values[name]:>{max(len(name), 9)}}" for name in names)
+        print(f"{cell.name:<18} {cell.concurrency:>10} {row}", flush=True)
+        cells.append(values)
+    if arguments.out:
+        report = {"command": " ".join(sys.argv), **hardware_and_versions(), "cells": cells}
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,7 +10,13 @@ from multiprocessing import get_context
 import pytest
 import torch
 from dlm_kernels.offline import MAX_SHARED_BYTES, OfflineKernel
-from dlm_kernels.testing.block_attention_variants import Variant, all_variants, compile_attention
+from dlm_kernels.testing.block_attention_variants import (
+    Variant,
+    all_variants,
+    compile_attention,
+    compile_merge,
+    compile_plan_kernels,
+)
 
 pytest.importorskip("triton")
 
@@ -65,6 +71,21 @@ def test_the_loop_without_a_mask_compares_nothing_per_score(
     assert unmasked.count("FSEL") < scores_per_thread <= masked.count("FSEL", "FSETP", "ISETP")
     # One exponential a score, and one a row for the running maximum.
     assert scores_per_thread < unmasked.count("MUFU.EX2") <= scores_per_thread + variant.config.block_m // 16 * 4
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_plan_kernels_compile(deterministic: bool) -> None:
+    for kernel in compile_plan_kernels(deterministic):
+        assert kernel.n_spills == 0
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_merge_has_room_for_many_programs(head_dim: int, deterministic: bool) -> None:
+    kernel = compile_merge(Variant(head_dim=head_dim, deterministic=deterministic))
+    assert kernel.n_spills == 0 and kernel.blocks_per_sm() >= 2
+    # The loads of several parts are under way before the first is used.
+    assert kernel.inner_loops and max(loop.count("LDG") for loop in kernel.inner_loops) >= 8
 
 
 def test_variants_have_names_of_their_own() -> None:

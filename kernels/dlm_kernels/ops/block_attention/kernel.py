@@ -116,7 +116,8 @@ def _clear_padding(
         token += step
 
 
-@triton.jit
+# A count that changes from forward to forward must not compile the kernel anew when it is 1 or a multiple of 16.
+@triton.jit(do_not_specialize=["num_tokens"])
 def block_attention_kernel(
     out_ptr,
     q_ptr,

@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 .PHONY: need-python
 need-python:
@@ -59,6 +59,9 @@ bench: setup ## measure the modes against plain SGLang
 .PHONY: bench-engine
 bench-engine: setup ## measure where a decode round's time goes
 	@exec $(BIN)/python -m dlm_sglang.measure.engine $(ARGS)
+.PHONY: bench-kernels
+bench-kernels: setup-dev ## check and time the kernels on a GPU
+	@exec $(BIN)/python kernels/benchmarks/run_gpu.py $(ARGS)
 
 .PHONY: eval
 eval: setup ## score the bundled checkpoint on held-out prompts

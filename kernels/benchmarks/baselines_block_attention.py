@@ -7,8 +7,9 @@ what all of them can do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
+from inspect import signature
 
 import torch
 from dlm_kernels.testing.block_attention import Inputs
@@ -59,17 +60,43 @@ def flex_attention(inputs: Inputs) -> Call:
 
 def varlen_attn(inputs: Inputs) -> Call:
     """Torch's variable-length attention on contiguous keys."""
+    attend, parameters = _varlen_attn()
+    keys, values = (tensor.transpose(1, 2).flatten(0, 1).contiguous() for tensor in gathered(inputs))
+    q = inputs.q.contiguous()
+    options: dict[str, object] = {"scale": inputs.scale} if "scale" in parameters else {}
+    if "enable_gqa" in parameters:
+        options["enable_gqa"] = True
+    else:
+        keys, values = (tensor.repeat_interleave(q.shape[1] // keys.shape[1], 1) for tensor in (keys, values))
+    q_begins, kv_begins = _begins(inputs.row_lens), _begins(inputs.kv_lens)
+    lens = inputs.max_row_len, inputs.max_kv_len
+    return lambda: attend(q, keys, values, q_begins, kv_begins, *lens, **options)
+
+
+def varlen_attn_paged(inputs: Inputs) -> Call:
+    """The same reading pages through a block table, where this torch can."""
+    attend, parameters = _varlen_attn()
+    if "block_table" not in parameters or inputs.page_size < 16:
+        raise Unavailable("no block table in this torch, or pages below 16 positions")
+    page, num_kv_heads = inputs.page_size, inputs.k_pool.shape[1]
+    pools = [pool.view(-1, page, num_kv_heads, pool.shape[2]) for pool in (inputs.k_pool, inputs.v_pool)]
+    table = (inputs.slot_table[inputs.slots, : -(-inputs.max_kv_len // page) * page : page] // page).contiguous()
+    q, q_begins = inputs.q.contiguous(), _begins(inputs.row_lens)
+    options = {"scale": inputs.scale, "enable_gqa": True, "seqused_k": inputs.kv_lens, "block_table": table}
+    return lambda: attend(q, *pools, q_begins, None, inputs.max_row_len, inputs.max_kv_len, **options)
+
+
+def _varlen_attn() -> tuple[Callable[..., Tensor], Collection[str]]:
     try:
         from torch.nn.attention.varlen import varlen_attn as attend
     except ImportError as error:
         raise Unavailable(str(error)) from error
-    keys, values = (tensor.transpose(1, 2).flatten(0, 1).contiguous() for tensor in gathered(inputs))
-    q = inputs.q.contiguous()
-    group = q.shape[1] // keys.shape[1]
-    keys, values = (tensor.repeat_interleave(group, 1) for tensor in (keys, values))
-    q_begins, kv_begins = _begins(inputs.row_lens), _begins(inputs.kv_lens)
-    lens = inputs.max_row_len, inputs.max_kv_len
-    return lambda: attend(q, keys, values, q_begins, kv_begins, *lens, scale=inputs.scale)
+    return attend, signature(attend).parameters
+
+
+@cache
+def _flashinfer_workspace() -> Tensor:
+    return torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device="cuda")
 
 
 def flashinfer(inputs: Inputs) -> Call:
@@ -84,8 +111,7 @@ def flashinfer(inputs: Inputs) -> Call:
         inputs.slot_table[slot, : count * page : page] // page
         for slot, count in zip(inputs.slots.tolist(), num_pages.tolist(), strict=True)
     ]
-    workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device="cuda")
-    wrapper = BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD", backend="fa2")
+    wrapper = BatchPrefillWithPagedKVCacheWrapper(_flashinfer_workspace(), "NHD", backend="fa2")
     num_q_heads, num_kv_heads, head_dim = inputs.q.shape[1], inputs.k_pool.shape[1], inputs.q.shape[2]
     wrapper.plan(
         _begins(inputs.row_lens),
@@ -176,6 +202,7 @@ BASELINES: dict[str, Callable[[Inputs], Call]] = {
     "sdpa+gather": sdpa_with_gather,
     "flex": flex_attention,
     "varlen": varlen_attn,
+    "varlen-paged": varlen_attn_paged,
     "flashinfer": flashinfer,
     "sglang-extend": sglang_extend,
     "sglang-decode": sglang_decode,

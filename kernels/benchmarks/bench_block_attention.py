@@ -33,9 +33,13 @@ from harness import (  # noqa: E402
 )
 
 NAME = "block_attention"
+DEVICE, DTYPE = "cuda", torch.bfloat16
+# Compiled anew for every shape, half a minute each: not in a quick run.
+SLOW_BASELINES = ("flex",)
 COLUMNS = ("impl", "requests", "block", "prefix", "page", "median_ms", "spread_ms", "gb_s", "share_of_copy", "note")
 REQUESTS_AND_PREFIXES = ((1, 1024), (1, 8192), (4, 2048), (4, 32768), (16, 2048), (16, 8192), (64, 2048), (64, 8192))
 QUICK_REQUESTS_AND_PREFIXES = ((1, 1024), (1, 8192), (16, 2048), (64, 8192))
+TUNED_BLOCKS, TUNED_REQUESTS_AND_PREFIXES = (1, 8, 16, 32), ((1, 8192), (16, 8192))
 # Tile shapes that compile without spills in their loops, to be timed against the shipped ones, by packed rows.
 CANDIDATES = {
     16: [TileConfig(16, 64, 4, 3, 3), TileConfig(16, 64, 4, 4, 2), TileConfig(16, 32, 4, 4, 3)],
@@ -72,7 +76,7 @@ def useful_bytes(inputs: Inputs) -> int:
 
 def ours(layers: list[Inputs], deterministic: bool = False) -> list[Callable[[], Tensor]]:
     """Calls of the kernel on every layer; they share one plan, as in a forward."""
-    forward = make_plan(*layers[0].lengths, **layers[0].bounds, deterministic=deterministic)
+    forward = make_plan(*layers[0].lengths, **layers[0].bounds, deterministic=deterministic, use_kernel=True)
     return [
         lambda layer=layer: block_attention(layer.q, layer.k_pool, layer.v_pool, forward, layer.scale)  # type: ignore[misc]
         for layer in layers
@@ -91,18 +95,25 @@ def plan_calls(inputs: Inputs) -> list[Callable[[], object]]:
     )
 
     def call() -> None:
-        forward = make_plan(*inputs.lengths, **inputs.bounds)
+        forward = make_plan(*inputs.lengths, **inputs.bounds, use_kernel=True)
         assert isinstance(forward, KernelPlan)
         launch.make_work_list(forward, geometry)
 
     return [call] * 8
 
 
-def measure_point(requests: int, block: int, prefix: int, page: int, copy_gb_s: float) -> list[dict[str, object]]:
-    """All implementations at one shape."""
+def layers_at(requests: int, block: int, prefix: int, page: int) -> list[Inputs]:
+    """Layers of rows that all have the same shape; 32 query heads on 8 key heads, as NLD has."""
     rows = [Row(block, prefix, "bidirectional")] * requests
-    case = Case(rows, 32, 8, 128, page_size=page, dtype=torch.bfloat16, is_strided=False, poison=False)
-    layers = layers_of(make_inputs(case, "cuda"))
+    case = Case(rows, 32, 8, 128, page_size=page, dtype=DTYPE, is_strided=False, poison=False)
+    return layers_of(make_inputs(case, DEVICE))
+
+
+def measure_point(
+    requests: int, block: int, prefix: int, page: int, copy_gb_s: float, skip: tuple[str, ...] = ()
+) -> list[dict[str, object]]:
+    """All implementations at one shape."""
+    layers = layers_at(requests, block, prefix, page)
     point = {"requests": requests, "block": block, "prefix": prefix, "page": page}
     results: list[dict[str, object]] = []
 
@@ -125,10 +136,12 @@ def measure_point(requests: int, block: int, prefix: int, page: int, copy_gb_s: 
     results.append({"impl": "plan", **point, **timing_fields(time_calls(plan_calls(layers[0])))})
     expected = ours(layers[:1])[0]()
     for name, factory in BASELINES.items():
+        if name in skip:
+            continue
         try:
             calls = [factory(layer) for layer in layers]
             error = relative_error(calls[0]().reshape(expected.shape), expected)
-            is_same = error <= 2 * MAX_RELATIVE_ERROR[torch.bfloat16]
+            is_same = error <= 2 * MAX_RELATIVE_ERROR[DTYPE]
             add(name, calls, "" if is_same else f"computes something else: error {error:.3g}")
         except Unavailable as reason:
             results.append({"impl": name, **point, "note": f"unavailable: {reason}"})
@@ -142,12 +155,10 @@ def tune(copy_gb_s: float) -> list[dict[str, object]]:
     """Candidate tile shapes at a large batch and at one request."""
     shipped = plan.tile_config
     results: list[dict[str, object]] = []
-    for block, candidates in zip((1, 8, 16, 32), CANDIDATES.values(), strict=True):
-        for requests, prefix in ((1, 8192), (16, 8192)):
+    for block, candidates in zip(TUNED_BLOCKS, CANDIDATES.values(), strict=True):
+        for requests, prefix in TUNED_REQUESTS_AND_PREFIXES:
             for page in (1, 64):
-                rows = [Row(block, prefix, "bidirectional")] * requests
-                case = Case(rows, 32, 8, 128, page_size=page, dtype=torch.bfloat16, is_strided=False, poison=False)
-                layers = layers_of(make_inputs(case, "cuda"))
+                layers = layers_at(requests, block, prefix, page)
                 for config in candidates:
                     plan.tile_config = lambda *_, config=config: config
                     timing = time_calls(ours(layers))
@@ -169,7 +180,8 @@ def check() -> list[dict[str, object]]:
 def run(quick: bool) -> list[dict[str, object]]:
     """Measure the grid, print its table, write the result line; returns the rows."""
     copy_gb_s = copy_rate_gb_s()
-    rows = [row for shape in grid(quick) for row in measure_point(*shape, copy_gb_s)]
+    skip = SLOW_BASELINES if quick else ()
+    rows = [row for shape in grid(quick) for row in measure_point(*shape, copy_gb_s, skip)]
     print_table(rows, COLUMNS)
     save_result(NAME, rows, copy_gb_s=copy_gb_s, quick=quick)
     return rows

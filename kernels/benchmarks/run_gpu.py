@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in one command on a host with torch and Triton only, in at most ten minutes.
 
-    python kernels/benchmarks/run_gpu.py [--quick] [--only NAME]
+    python kernels/benchmarks/run_gpu.py [--full] [--only NAME]
 
 First correctness, then benchmarks, the short table last. Every `bench_*.py` beside this file takes part with
 
@@ -59,7 +59,7 @@ def run_module(module: ModuleType, quick: bool) -> dict[str, object]:
 def main() -> int:
     """Command line; 1 where a check failed or a module did not finish."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smaller grids")
+    parser.add_argument("--full", action="store_true", help="whole grids and slow baselines; may take longer")
     parser.add_argument("--only", help="run the modules whose name contains this")
     arguments = parser.parse_args()
     require_gpu()
@@ -71,7 +71,7 @@ def main() -> int:
         if time.monotonic() - begin > MAX_SECONDS:
             summaries.append({"module": module.__name__, "note": f"not started: {MAX_SECONDS} s are over"})
         else:
-            summaries.append(run_module(module, arguments.quick))
+            summaries.append(run_module(module, not arguments.full))
     print()
     print_table(summaries, SUMMARY_COLUMNS)
     return int(any(summary.get("note") for summary in summaries))

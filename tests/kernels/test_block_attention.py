@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -127,6 +129,18 @@ def test_what_the_kernel_does_not_have_is_refused(case: Case, message: str) -> N
     inputs = make_inputs(case)
     with pytest.raises(ValueError, match=message):
         _kernel(inputs)
+
+
+def test_the_reference_works_where_triton_is_not_installed() -> None:
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "from dlm_kernels.ops.block_attention import block_attention, make_plan\n"
+        "from dlm_kernels.testing.block_attention import Case, Row, make_inputs\n"
+        "inputs = make_inputs(Case([Row(3, 5)]))\n"
+        "plan = make_plan(*inputs.lengths, **inputs.bounds)\n"
+        "assert block_attention(inputs.q, inputs.k_pool, inputs.v_pool, plan, 0.1).isfinite().all()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_queries_that_do_not_fit_the_plan_are_refused() -> None:

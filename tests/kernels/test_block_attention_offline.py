@@ -10,21 +10,26 @@ from multiprocessing import get_context
 import pytest
 import torch
 from dlm_kernels.offline import MAX_SHARED_BYTES, OfflineKernel
-from dlm_kernels.testing.block_attention_variants import Variant, all_variants, compile_attention
+from dlm_kernels.testing.block_attention_variants import (
+    Variant,
+    all_variants,
+    compile_attention,
+    compile_merge,
+    compile_plan_kernels,
+)
 
 pytest.importorskip("triton")
 
 FP8 = torch.float8_e4m3fn
 # One of each kind; `kernels/benchmarks/compile_variants.py` applies the same gates to all of them.
 VARIANTS = [
-    *(Variant(max_row_len=length, page_size=page) for length in (1, 8, 16, 32) for page in (1, 64)),
-    *(Variant(max_row_len=32, page_size=page) for page in (16, 32)),
+    *(Variant(max_row_len=length) for length in (1, 8, 16, 32)),
+    Variant(max_row_len=8, page_size=16),
+    Variant(max_row_len=32, page_size=64),
     Variant(deterministic=True),
-    Variant(torch.float16, torch.float16, max_row_len=16),
     Variant(kv_dtype=FP8, max_row_len=1),
     Variant(kv_dtype=FP8, max_row_len=32),
     Variant(head_dim=64, max_row_len=1, page_size=64),
-    Variant(head_dim=64, max_row_len=32),
     Variant(head_dim=256, max_row_len=16),
     Variant(head_dim=256, max_row_len=32),
     Variant(torch.float32, torch.float32),
@@ -65,6 +70,21 @@ def test_the_loop_without_a_mask_compares_nothing_per_score(
     assert unmasked.count("FSEL") < scores_per_thread <= masked.count("FSEL", "FSETP", "ISETP")
     # One exponential a score, and one a row for the running maximum.
     assert scores_per_thread < unmasked.count("MUFU.EX2") <= scores_per_thread + variant.config.block_m // 16 * 4
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_plan_kernels_compile(deterministic: bool) -> None:
+    for kernel in compile_plan_kernels(deterministic):
+        assert kernel.n_spills == 0
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_merge_has_room_for_many_programs(head_dim: int, deterministic: bool) -> None:
+    kernel = compile_merge(Variant(head_dim=head_dim, deterministic=deterministic))
+    assert kernel.n_spills == 0 and kernel.blocks_per_sm() >= 2
+    # The loads of several parts are under way before the first is used.
+    assert kernel.inner_loops and max(loop.count("LDG") for loop in kernel.inner_loops) >= 8
 
 
 def test_variants_have_names_of_their_own() -> None:

@@ -48,12 +48,12 @@ CASES: dict[str, Case] = {
 }
 
 
-def check_case(case: Case, deterministic: bool) -> dict[str, object]:
+def check_case(case: Case, deterministic: bool, device: str = "cuda") -> dict[str, object]:
     """Run a case twice on the GPU and compare with float64: error, limit, and whether it passed."""
-    inputs = make_inputs(case, "cuda")
+    inputs = make_inputs(case, device)
     runs = []
     for _ in range(2):
-        plan = make_plan(*inputs.lengths, **inputs.bounds, deterministic=deterministic)
+        plan = make_plan(*inputs.lengths, **inputs.bounds, deterministic=deterministic, use_kernel=True)
         runs.append(block_attention(inputs.q, inputs.k_pool, inputs.v_pool, plan, inputs.scale))
     error = relative_error(runs[0].cpu(), attend_in_float64(inputs))
     limit = MAX_RELATIVE_ERROR[case.dtype]

@@ -121,3 +121,47 @@ def compile_attention(variant: Variant, config: TileConfig | None = None) -> Off
         aligned=aligned,
         options=options,
     )
+
+
+def compile_plan_kernels(deterministic: bool) -> list[OfflineKernel]:
+    """Compile both plan kernels."""
+    from dlm_kernels.ops.block_attention.plan_kernel import schedule_kernel, tile_plan_kernel
+
+    unit_len = DETERMINISTIC_CHUNK_LEN if deterministic else 64
+    pointers = "tile_ptr header_ptr row_lens_ptr kv_lens_ptr kv_limit_ptr".split()
+    tile_plan = compile_kernel(
+        tile_plan_kernel,
+        dict.fromkeys(pointers, "*i32") | {"slots_ptr": "*i64", "num_rows": "i32", "num_tokens": "i32"},
+        {"TOKENS_PER_TILE": 32, "UNIT_LEN": unit_len, "TILE_FIELDS": TILE_FIELDS, "BLOCK_R": 64, "BLOCK_T": 32},
+    )
+    pointers = "program_begin_ptr program_tile_ptr header_ptr tile_ptr".split()
+    constexprs = {"NUM_KV_HEADS": 8, "MIN_UNITS": 4, "SNAP_DIVISOR": 0 if deterministic else 8, "BLOCK_T": 1024}
+    schedule = compile_kernel(
+        schedule_kernel,
+        dict.fromkeys(pointers, "*i32") | {"num_tiles": "i32", "num_programs": "i32"},
+        constexprs | {"TILE_FIELDS": TILE_FIELDS},
+    )
+    return [tile_plan, schedule]
+
+
+def compile_merge(variant: Variant) -> OfflineKernel:
+    """Compile the merge that follows a variant."""
+    from dlm_kernels.ops.block_attention.merge_kernel import merge_cuts_kernel, merge_units_kernel
+
+    names = "header_ptr tile_ptr".split()
+    names += [] if variant.deterministic else "program_begin_ptr program_tile_ptr".split()
+    signature = {"out_ptr": POINTER_TYPES[variant.dtype]} | dict.fromkeys(names, "*i32")
+    signature |= {"partial_ptr": "*fp32", "partial_stat_ptr": "*fp32", "v_scale_ptr": "*fp32", "out_scale": "fp32"}
+    signature |= {} if variant.deterministic else {"num_programs": "i32"}
+    signature |= {"out_stride_token": "i32", "out_stride_head": "i32"}
+    geometry = variant.geometry
+    constexprs: dict[str, object] = {
+        "GROUP_SIZE": geometry.group_size,
+        "V_HEAD_DIM": geometry.v_head_dim,
+        "BLOCK_M": variant.config.block_m,
+        "BLOCK_R": 8,
+        "TILE_FIELDS": TILE_FIELDS,
+    }
+    if variant.deterministic:
+        return compile_kernel(merge_units_kernel, signature, constexprs | {"NUM_KV_HEADS": geometry.num_kv_heads})
+    return compile_kernel(merge_cuts_kernel, signature, constexprs)

@@ -104,6 +104,24 @@ def _attend(
 
 
 @triton.jit
+def _store_result(acc, row_sum, out_scale, out_rows, is_row, V_HEAD_DIM: tl.constexpr):
+    """Divide by the sums and write the rows that are tokens; a row that saw no key is 0."""
+    result = acc / tl.where(row_sum > 0, row_sum, 1.0)[:, None] * out_scale
+    out_ptrs = out_rows[:, None] + tl.arange(0, V_HEAD_DIM)[None, :]
+    tl.store(out_ptrs, result.to(out_rows.dtype.element_ty), mask=is_row[:, None])
+
+
+@triton.jit
+def _store_partial(acc, row_max, row_sum, partial_ptr, stat_ptr, part, BLOCK_M: tl.constexpr, V_HEAD_DIM: tl.constexpr):
+    """Leave an unnormalised result for the merge."""
+    rows = tl.arange(0, BLOCK_M)
+    partial_rows = partial_ptr + (part * BLOCK_M + rows) * V_HEAD_DIM
+    tl.store(partial_rows[:, None] + tl.arange(0, V_HEAD_DIM)[None, :], acc)
+    tl.store(stat_ptr + part * 2 * BLOCK_M + rows, row_max)
+    tl.store(stat_ptr + part * 2 * BLOCK_M + BLOCK_M + rows, row_sum)
+
+
+@triton.jit
 def _clear_padding(
     out_ptr, token, num_tokens, step, stride_token, stride_head, NUM_HEADS, BLOCK_H, V_HEAD_DIM: tl.constexpr
 ):
@@ -116,7 +134,8 @@ def _clear_padding(
         token += step
 
 
-@triton.jit
+# A count that changes from forward to forward must not compile the kernel anew when it is 1 or a multiple of 16.
+@triton.jit(do_not_specialize=["num_tokens"])
 def block_attention_kernel(
     out_ptr,
     q_ptr,
@@ -172,7 +191,6 @@ def block_attention_kernel(
     row_token = rows // GROUP_SIZE
     row_head = rows % GROUP_SIZE
     dims = tl.arange(0, HEAD_DIM)
-    v_dims = tl.arange(0, V_HEAD_DIM)
 
     unit = tl.load(program_begin_ptr + program)
     unit_end = tl.load(program_begin_ptr + program + 1)
@@ -222,19 +240,15 @@ def block_attention_kernel(
 
         if num_units == head_units:
             # One segment covers the tile: no partial result, no merge.
-            result = acc / tl.where(row_sum > 0, row_sum, 1.0)[:, None] * out_scale
             out_rows = out_ptr + tokens * out_stride_token + heads * out_stride_head
-            tl.store(out_rows[:, None] + v_dims[None, :], result.to(out_ptr.dtype.element_ty), mask=is_row[:, None])
+            _store_result(acc, row_sum, out_scale, out_rows, is_row, V_HEAD_DIM)
         else:
             if IS_DETERMINISTIC:
                 part = unit.to(tl.int64)
             else:
                 # A program cuts at most two tiles: the one it begins inside, and the one it ends inside.
                 part = program.to(tl.int64) * 2 + (first == 0).to(tl.int64)
-            partial_rows = partial_ptr + (part * BLOCK_M + rows) * V_HEAD_DIM
-            tl.store(partial_rows[:, None] + v_dims[None, :], acc)
-            tl.store(partial_stat_ptr + part * 2 * BLOCK_M + rows, row_max)
-            tl.store(partial_stat_ptr + part * 2 * BLOCK_M + BLOCK_M + rows, row_sum)
+            _store_partial(acc, row_max, row_sum, partial_ptr, partial_stat_ptr, part, BLOCK_M, V_HEAD_DIM)
         unit += num_units
         tile += ((kv_head == NUM_KV_HEADS - 1) & (first + num_units == head_units)).to(tl.int32)
 

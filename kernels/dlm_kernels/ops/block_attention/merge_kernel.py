@@ -47,7 +47,7 @@ def _store_rows(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_programs"])
 def merge_cuts_kernel(
     out_ptr,
     header_ptr,

@@ -134,7 +134,7 @@ def tile_config(geometry: Geometry, max_row_len: int, deterministic: bool) -> Ti
     num_warps = 8 if block_m == 128 or (block_m == 64 and head_dim == 256) else 4
     programs_per_sm = 1 if num_warps == 8 or head_dim == 256 else 2
     # Left alone, the assembler spills two registers of the smallest variant for an occupancy that nobody asked for.
-    max_registers = 128 if head_dim == 64 and block_m == MIN_BLOCK_M else None
+    max_registers = 168 if head_dim == 64 and block_m == MIN_BLOCK_M else None
     block_n = 32 if head_dim == 256 else 64
     return TileConfig(block_m, block_n, num_warps, num_stages, programs_per_sm, max_registers)
 

@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# Counts that change from forward to forward must not compile the kernels anew when they are 1 or a multiple of 16.
+@triton.jit(do_not_specialize=["num_rows", "num_tokens"])
 def tile_plan_kernel(
     tile_ptr,
     header_ptr,
@@ -63,7 +64,7 @@ def tile_plan_kernel(
         tl.store(header_ptr + 3, tl.sum(row_lens, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles", "num_programs"])
 def schedule_kernel(
     program_begin_ptr,
     program_tile_ptr,

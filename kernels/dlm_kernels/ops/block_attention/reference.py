@@ -18,6 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 MAX_PADDING_FACTOR = 2.0
 # Upper bound for one row's `query x key` mask; longer rows are cut into query chunks.
 MAX_MASK_ELEMENTS = 1 << 22
+# Masks up to this size are kept from layer to layer.
+MAX_CACHED_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,17 @@ class _Group:
     def bias(self, dtype: torch.dtype, group_size: int) -> Tensor | None:
         """Additive mask `[R, 1, G * L, S]`, 0 where visible; None where every token sees every key."""
         key = (dtype, group_size)
-        if key not in self.bias_cache:
-            hidden = torch.arange(self.slots.shape[1], device=self.limits.device) >= self.limits[..., None]
-            bias = None
-            if hidden.any():
-                bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-                bias = bias.masked_fill_(hidden, float("-inf"))[:, None].repeat(1, 1, group_size, 1)
+        if key in self.bias_cache:
+            return self.bias_cache[key]
+        hidden = torch.arange(self.slots.shape[1], device=self.limits.device) >= self.limits[..., None]
+        bias = None
+        if hidden.any():
+            bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            bias = bias.masked_fill_(hidden, float("-inf"))[:, None].repeat(1, 1, group_size, 1)
+        # A long prompt has many groups: keeping all their masks for the forward would take more memory than time.
+        if bias is None or bias.numel() <= MAX_CACHED_ELEMENTS:
             self.bias_cache[key] = bias
-        return self.bias_cache[key]
+        return bias
 
     def gather(self, pool: Tensor, dtype: torch.dtype) -> Tensor:
         """`[R, Hkv, S, D]` keys or values, contiguous: attention runs faster on them than on a transposed view."""

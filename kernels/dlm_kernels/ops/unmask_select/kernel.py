@@ -121,7 +121,7 @@ def block_outcome(
     is_frozen = has_no_mask | (first_stop < first_mask)
     ends_request = is_frozen & ((first_stop < block_length) | (row_len - is_seeded >= remaining))
     # A stop token in a draft is no end: the verifier may want another.
-    return (accepts_whole & is_frozen) | has_no_mask, ends_request
+    return (accepts_whole & is_frozen) | has_no_mask, ends_request & accepts_whole
 
 
 @triton.jit

@@ -18,7 +18,7 @@ class UnmaskedBlock(NamedTuple):
         canvas: `[R, L]` int64, token ids with the filled positions replaced.
         still_masked: `[R, L]` bool, masks left; False past a row's end and in rows that do not denoise.
         is_filled: `[R]` bool, the block needs no further denoising.
-        ends_request: `[R]` bool, the block as it stands is the last of its request.
+        ends_request: `[R]` bool, the block as it stands is the last of its request; never where it is verified.
     """
 
     canvas: Tensor
@@ -92,7 +92,8 @@ def unmask_block(
     first_mask = torch.where(still_masked, offsets, length).amin(dim=1)
     has_no_mask = first_mask == length
     is_frozen = has_no_mask | (first_stop < first_mask)
-    ends_request = is_frozen & ((first_stop < length) | (num_masks >= remaining))
     # A stop token in a draft is no end: the verifier may want another.
-    is_filled = torch.where(accepts_whole_block.bool(), is_frozen, has_no_mask)
+    accepts_whole = accepts_whole_block.bool()
+    ends_request = is_frozen & ((first_stop < length) | (num_masks >= remaining)) & accepts_whole
+    is_filled = torch.where(accepts_whole, is_frozen, has_no_mask)
     return UnmaskedBlock(canvas, still_masked, is_filled, ends_request)

@@ -1,0 +1,1 @@
+"""Input builders, oracles and tolerances that tests and benchmarks of the kernels share."""

@@ -38,7 +38,16 @@ class Case:
 
     def arguments(self, excluded_token_id: int) -> Arguments:
         """What to call `accept_rejection` with."""
-        return Arguments(**vars(self), excluded_token_id=excluded_token_id)
+        return {
+            "draft_ids": self.draft_ids,
+            "draft_probs": self.draft_probs,
+            "logits": self.logits,
+            "first_row": self.first_row,
+            "num_drafts": self.num_drafts,
+            "sampling": self.sampling,
+            "accept_uniform": self.accept_uniform,
+            "excluded_token_id": excluded_token_id,
+        }
 
 
 def make_case(

@@ -45,7 +45,7 @@ class Variant:
     def logits_of_a_lane(self) -> float:
         """Logits that one thread handles in a turn of the scan's loop."""
         launch = import_module(f"{_OPS}.choose_token.launch")
-        return launch.GROUPS * (16 // self.dtype.itemsize) / (32 * launch.NUM_WARPS)
+        return float(launch.GROUPS * (16 // self.dtype.itemsize) / (32 * launch.NUM_WARPS))
 
     def __str__(self) -> str:
         parts = [self.kernel, _TRITON_TYPES[self.dtype]]

@@ -30,35 +30,32 @@ def choose_token(
         token_ids: `[N]` int64.
         confidence: `[N]` `confidence_dtype`.
     """
-    rows = None if is_settled is None else (~is_settled).nonzero().squeeze(1)
-    token_ids = _greedy(logits, rows, excluded_token_id)
+    token_ids = _greedy(logits, is_settled, excluded_token_id)
     if sampling is not None:
         is_sampled = sampling.temperature > 0
         if is_settled is not None:
             is_sampled = is_sampled & ~is_settled
         _draw(logits, sampling, is_sampled.nonzero().squeeze(1), excluded_token_id, token_ids)
-
-    if isinstance(needs_confidence, Tensor):
-        asked = needs_confidence if is_settled is None else needs_confidence & ~is_settled
-        rows = asked.nonzero().squeeze(1)
-    confidence = torch.zeros(logits.shape[0], dtype=torch.float64, device=logits.device)
-    if isinstance(needs_confidence, Tensor) or needs_confidence:
-        which = slice(None) if rows is None else rows
-        confidence[which] = _confidence(logits, token_ids, rows, excluded_token_id, counts_excluded)
+    wanted: bool | Tensor = needs_confidence
+    if is_settled is not None and needs_confidence is not False:
+        wanted = ~is_settled & needs_confidence
+    confidence = _confidence(logits, token_ids, wanted, excluded_token_id, counts_excluded)
     return token_ids, confidence.to(confidence_dtype)
 
 
-def _greedy(logits: Tensor, rows: Tensor | None, excluded_token_id: int) -> Tensor:
-    """Argmax of the rows, 0 in rows that are not among them."""
-    if rows is None:
+def _greedy(logits: Tensor, is_settled: Tensor | None, excluded_token_id: int) -> Tensor:
+    """Argmax of the rows, 0 in settled ones."""
+    if is_settled is None:
         return greedy_token(logits, excluded_token_id)
-    token_ids = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)
-    # A gather of rows costs about as much as the search through them.
-    if 2 * rows.numel() > logits.shape[0]:
-        token_ids[rows] = greedy_token(logits, excluded_token_id)[rows]
-    elif rows.numel() > 0:
-        token_ids[rows] = greedy_token(logits[rows], excluded_token_id)
-    return token_ids
+    if logits.numel() > _LOGITS_PER_PIECE:
+        rows = (~is_settled).nonzero().squeeze(1)
+        # A gather of rows costs about as much as the search through them.
+        if 2 * rows.numel() <= logits.shape[0]:
+            token_ids = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)
+            if rows.numel() > 0:
+                token_ids[rows] = greedy_token(logits[rows], excluded_token_id)
+            return token_ids
+    return greedy_token(logits, excluded_token_id).masked_fill_(is_settled, 0)
 
 
 def _draw(logits: Tensor, sampling: SamplingRows, rows: Tensor, excluded_token_id: int, token_ids: Tensor) -> None:
@@ -81,23 +78,36 @@ def _draw(logits: Tensor, sampling: SamplingRows, rows: Tensor, excluded_token_i
 
 
 def _confidence(
-    logits: Tensor, token_ids: Tensor, rows: Tensor | None, excluded_token_id: int, counts_excluded: bool
+    logits: Tensor, token_ids: Tensor, wanted: bool | Tensor, excluded_token_id: int, counts_excluded: bool
 ) -> Tensor:
-    """`1 / (1 + odds of the others)` of the chosen tokens of `rows` (all where None), float64."""
-    num_rows = logits.shape[0] if rows is None else rows.numel()
-    rows_per_piece = max(1, _LOGITS_PER_PIECE // logits.shape[1])
-    confidence = torch.empty(num_rows, dtype=torch.float64, device=logits.device)
-    for begin in range(0, num_rows, rows_per_piece):
-        piece = slice(begin, min(begin + rows_per_piece, num_rows))
-        which = piece if rows is None else rows[piece]
-        raw = logits[which]
-        index = token_ids[which][:, None]
-        top = raw.gather(1, index).float()
-        odds = torch.sub(raw, top).exp_()  # [piece, V] float32
-        odds.scatter_(1, index, 0.0)
-        if not counts_excluded and excluded_token_id >= 0:
-            odds[:, excluded_token_id] = 0.0
-        probability = 1.0 / (1.0 + odds.sum(dim=-1).double())
-        is_empty = (top[:, 0] == float("-inf")) | (index[:, 0] == excluded_token_id)
-        confidence[piece] = probability.masked_fill(is_empty, 0.0)
+    """`1 / (1 + odds of the others)` of the chosen tokens, 0 where it is not wanted; `[N]` float64."""
+    num_rows, vocab_size = logits.shape
+    # With one id there is nothing to choose once it is excluded.
+    if wanted is False or (vocab_size == 1 and excluded_token_id == 0):
+        return torch.zeros(num_rows, dtype=torch.float64, device=logits.device)
+    left_out = -1 if counts_excluded else excluded_token_id
+    if logits.numel() <= _LOGITS_PER_PIECE:
+        confidence = _probability(logits, token_ids, left_out)
+        return confidence if wanted is True else confidence.masked_fill_(~wanted, 0.0)
+    confidence = torch.zeros(num_rows, dtype=torch.float64, device=logits.device)
+    rows = wanted.nonzero().squeeze(1) if isinstance(wanted, Tensor) else None
+    num_wanted = num_rows if rows is None else rows.numel()
+    rows_per_piece = max(1, _LOGITS_PER_PIECE // vocab_size)
+    # One buffer for all pieces: fresh memory of this size costs more than the arithmetic.
+    buffer = torch.empty((rows_per_piece, vocab_size), dtype=torch.float32, device=logits.device)
+    for begin in range(0, num_wanted, rows_per_piece):
+        end = min(begin + rows_per_piece, num_wanted)
+        piece = slice(begin, end) if rows is None else rows[begin:end]
+        confidence[piece] = _probability(logits[piece], token_ids[piece], left_out, buffer[: end - begin])
     return confidence
+
+
+def _probability(logits: Tensor, token_ids: Tensor, left_out: int, buffer: Tensor | None = None) -> Tensor:
+    """Probability of a token per row, without the id `left_out` in the denominator; 0 where its logit is -inf."""
+    index = token_ids[:, None]
+    top = logits.gather(1, index).float()
+    odds = torch.sub(logits, top, out=buffer).exp_().scatter_(1, index, 0.0)
+    if left_out >= 0:
+        odds[:, left_out] = 0.0
+    probability = odds.sum(dim=-1, keepdim=True).double().add_(1.0).reciprocal_()
+    return probability.masked_fill_(top.isneginf(), 0.0).squeeze(1)

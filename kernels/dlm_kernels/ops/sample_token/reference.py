@@ -30,10 +30,11 @@ def greedy_token(logits: Tensor, excluded_token_id: int) -> Tensor:
     """
     if excluded_token_id < 0:
         return logits.argmax(dim=-1)
-    excluded = logits[:, excluded_token_id].clone()
-    logits[:, excluded_token_id] = float("-inf")
+    column = logits[:, excluded_token_id]
+    excluded = column.clone()
+    column.fill_(float("-inf"))
     token_ids = logits.argmax(dim=-1)
-    logits[:, excluded_token_id] = excluded
+    column.copy_(excluded)
     if excluded_token_id == 0 and logits.shape[1] > 1:
         # Only among nothing but -inf is the excluded id the lowest of the largest.
         token_ids.clamp_(min=1)

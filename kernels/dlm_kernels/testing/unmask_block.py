@@ -5,9 +5,28 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
+
+
+class Inputs(TypedDict):
+    """Arguments of `unmask_block`."""
+
+    canvas: Tensor
+    is_masked: Tensor
+    chosen: Tensor
+    confidence: Tensor
+    row_lens: Tensor
+    step: Tensor
+    max_denoising_steps: Tensor
+    confidence_threshold: Tensor
+    is_seeded: Tensor
+    accepts_whole_block: Tensor
+    stop_ids: Tensor
+    remaining: Tensor
+    is_denoise: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,23 +73,27 @@ class Block:
         )
 
 
-def make_inputs(rows: list[Block], confidence_dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def make_inputs(rows: list[Block], confidence_dtype: torch.dtype = torch.float64, device: str = "cpu") -> Inputs:
     """Arguments of `unmask_block` for rows of equal length."""
+
+    def column(values: list[object], dtype: torch.dtype | None = None) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
     thresholds = [math.nan if row.confidence_threshold is None else row.confidence_threshold for row in rows]
     return {
-        "canvas": torch.tensor([row.canvas for row in rows]),
-        "is_masked": torch.tensor([row.is_masked for row in rows]),
-        "chosen": torch.tensor([row.chosen for row in rows]),
-        "confidence": torch.tensor([row.confidence for row in rows], dtype=confidence_dtype),
-        "row_lens": torch.tensor([row.row_len for row in rows]),
-        "step": torch.tensor([row.step for row in rows]),
-        "max_denoising_steps": torch.tensor([row.max_denoising_steps for row in rows]),
-        "confidence_threshold": torch.tensor(thresholds),
-        "is_seeded": torch.tensor([row.is_seeded for row in rows]),
-        "accepts_whole_block": torch.tensor([row.accepts_whole_block for row in rows]),
-        "stop_ids": torch.tensor([row.stop_ids for row in rows]),
-        "remaining": torch.tensor([row.remaining for row in rows]),
-        "is_denoise": torch.tensor([row.is_denoise for row in rows]),
+        "canvas": column([row.canvas for row in rows]),
+        "is_masked": column([row.is_masked for row in rows]),
+        "chosen": column([row.chosen for row in rows]),
+        "confidence": column([row.confidence for row in rows], dtype=confidence_dtype),
+        "row_lens": column([row.row_len for row in rows]),
+        "step": column([row.step for row in rows]),
+        "max_denoising_steps": column([row.max_denoising_steps for row in rows]),
+        "confidence_threshold": column([*thresholds]),
+        "is_seeded": column([row.is_seeded for row in rows]),
+        "accepts_whole_block": column([row.accepts_whole_block for row in rows]),
+        "stop_ids": column([row.stop_ids for row in rows]),
+        "remaining": column([row.remaining for row in rows]),
+        "is_denoise": column([row.is_denoise for row in rows]),
     }
 
 

@@ -1,4 +1,4 @@
-"""Token choice, unmasking and acceptance compiled for sm_90 on a machine without a GPU."""
+"""Token choice, unmasking, acceptance and rounds compiled for sm_90 on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ OTHERS = [
     Variant("prefix"),
     Variant("select"),
     *(Variant("block", block_length=length) for length in (32, 64)),
+    *(Variant("advance", block_length=length) for length in (32, 64)),
+    Variant("advance", has_confidence=False),
+    Variant("uniform"),
+    # The launcher compiles a vocabulary of one id in.
+    *(Variant(kernel, samples=True, ones=("vocab_size",)) for kernel in ("scan", "merge", "verify", "rejection")),
 ]
 # Above 14, instructions and not bytes would set the time of the pass on an H200.
 MAX_INSTRUCTIONS_PER_LOGIT = 9.0

@@ -1,4 +1,4 @@
-"""The shipped variants of the kernels of token choice, unmasking and acceptance, for compilation without a GPU."""
+"""The shipped variants of the kernels of token choice, unmasking, acceptance and rounds, to compile without a GPU."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Variant:
         has_confidence: confidences are wanted.
         has_probs: drafts come with their distributions.
         block_length: positions of a block.
+        ones: integer arguments that are 1, which the launcher compiles in.
     """
 
     kernel: str
@@ -40,6 +41,7 @@ class Variant:
     has_confidence: bool = True
     has_probs: bool = False
     block_length: int = 32
+    ones: tuple[str, ...] = ()
 
     @property
     def logits_of_a_lane(self) -> float:
@@ -49,6 +51,7 @@ class Variant:
 
     def __str__(self) -> str:
         parts = [self.kernel, _TRITON_TYPES[self.dtype]]
+        parts += self.ones
         parts += ["sampled"] * self.samples + ["probs"] * self.has_probs + ["tokens"] * (not self.has_confidence)
         return "-".join([*parts, str(self.block_length)])
 
@@ -63,10 +66,16 @@ def compile_variant(variant: Variant) -> OfflineKernel:
         "prefix": _prefix,
         "select": _select,
         "block": _block,
+        "advance": _advance,
+        "uniform": _uniform,
     }[variant.kernel](variant)
 
 
-def _compile(path: str, signature: dict[str, str], constants: dict[str, object], num_warps: int) -> OfflineKernel:
+def _compile(
+    variant: Variant, path: str, signature: dict[str, str], constants: dict[str, object], num_warps: int = 4
+) -> OfflineKernel:
+    signature = {name: kind for name, kind in signature.items() if name not in variant.ones}
+    constants = {**constants, **dict.fromkeys(variant.ones, 1)}
     module, name = path.rsplit(".", 1)
     # Strides and sizes of the model are multiples of 16, which the launcher finds out.
     aligned = [key for key, kind in signature.items() if kind.startswith("*")]
@@ -83,6 +92,12 @@ def _constants(variant: Variant) -> dict[str, object]:
 def _tiles(variant: Variant) -> dict[str, object]:
     launch = import_module(f"{_OPS}.choose_token.launch")
     return {"GROUPS": launch.GROUPS, "WIDTH": 16 // variant.dtype.itemsize}
+
+
+def _block_tiling(variant: Variant) -> tuple[dict[str, object], int]:
+    tiling = import_module(f"{_OPS}.unmask_select.launch").tiling(variant.block_length)
+    num_warps = tiling.pop("num_warps")
+    return {**tiling, "IS_STRICT": False}, num_warps
 
 
 def _parts(variant: Variant) -> tuple[dict[str, str], dict[str, object]]:
@@ -102,7 +117,7 @@ def _scan(variant: Variant) -> OfflineKernel:
         signature["temperature_ptr"] = "*fp32"
     else:
         constants["temperature_ptr"] = None
-    return _compile("choose_token.kernel.choose_token_scan_kernel", signature, constants, 4)
+    return _compile(variant, "choose_token.kernel.choose_token_scan_kernel", signature, constants)
 
 
 def _merge(variant: Variant) -> OfflineKernel:
@@ -113,7 +128,7 @@ def _merge(variant: Variant) -> OfflineKernel:
         signature |= _SAMPLING
     else:
         constants |= dict.fromkeys(_SAMPLING)
-    return _compile("choose_token.merge_kernel.choose_token_merge_kernel", signature, constants, 4)
+    return _compile(variant, "choose_token.merge_kernel.choose_token_merge_kernel", signature, constants)
 
 
 def _verified(variant: Variant) -> dict[str, str]:
@@ -140,20 +155,21 @@ def _verified(variant: Variant) -> dict[str, str]:
 def _verify(variant: Variant) -> OfflineKernel:
     signature = {**_verified(variant), "top_k_ptr": "*i64", "top_p_ptr": "*fp32", "accept_uniform_ptr": "*fp64"}
     constants = {**_constants(variant), **_tiles(variant), "HAS_PROBS": variant.has_probs}
-    return _compile("accept_prefix.kernel.verify_rows_kernel", signature, constants, 4)
+    return _compile(variant, "accept_prefix.kernel.verify_rows_kernel", signature, constants)
 
 
 def _rejection(variant: Variant) -> OfflineKernel:
     signature = {**_verified(variant), "uniform_ptr": "*fp64"}
     signature |= {"num_correct_drafts_ptr": "*i64", "bonus_ids_ptr": "*i64"}
     constants = {**_constants(variant), "BLOCK_L": variant.block_length, "HAS_PROBS": variant.has_probs}
-    return _compile("accept_prefix.kernel.accept_rejection_kernel", signature, constants, 4)
+    return _compile(variant, "accept_prefix.kernel.accept_rejection_kernel", signature, constants)
 
 
 def _prefix(variant: Variant) -> OfflineKernel:
     pointers = ("draft_ids_ptr", "target_ids_ptr", "num_drafts_ptr", "num_correct_drafts_ptr", "bonus_ids_ptr")
     signature = dict.fromkeys(pointers, "*i64") | {"draft_stride_row": "i64", "target_stride_row": "i64"}
-    return _compile("accept_prefix.kernel.accept_prefix_kernel", signature, {"BLOCK_L": variant.block_length}, 1)
+    constants: dict[str, object] = {"BLOCK_L": variant.block_length}
+    return _compile(variant, "accept_prefix.kernel.accept_prefix_kernel", signature, constants, 1)
 
 
 def _select(variant: Variant) -> OfflineKernel:
@@ -166,8 +182,7 @@ def _select(variant: Variant) -> OfflineKernel:
         "filled_ptr": "*i1",
         "block_length": "i32",
     }
-    constants: dict[str, object] = {"BLOCK_L": variant.block_length, "CHUNK": 16, "IS_STRICT": False}
-    return _compile("unmask_select.kernel.unmask_select_kernel", signature, constants, 1)
+    return _compile(variant, "unmask_select.kernel.unmask_select_kernel", signature, *_block_tiling(variant))
 
 
 def _block(variant: Variant) -> OfflineKernel:
@@ -176,5 +191,27 @@ def _block(variant: Variant) -> OfflineKernel:
     signature = {f"{name}_ptr": "*i64" for name in wide} | {f"{name}_ptr": "*i1" for name in flags}
     signature |= {"confidence_ptr": "*fp64", "confidence_threshold_ptr": "*fp32"}
     signature |= {"block_length": "i32", "num_stops": "i32"}
-    constants: dict[str, object] = {"BLOCK_L": variant.block_length, "CHUNK": 16, "IS_STRICT": False}
-    return _compile("unmask_select.kernel.unmask_block_kernel", signature, constants, 1)
+    return _compile(variant, "unmask_select.kernel.unmask_block_kernel", signature, *_block_tiling(variant))
+
+
+def _advance(variant: Variant) -> OfflineKernel:
+    read = ("slots", "seq_lens", "chosen", "policy_ints", "stop_ids")
+    written = ("canvas", "progress", "token_ids", "accept_lens", "new_seq_lens")
+    signature = {f"{name}_ptr": "*i64" for name in (*read, *written)}
+    signature |= {"is_masked_ptr": "*i1", "is_denoise_ptr": "*i1", "policy_floats_ptr": "*fp32"}
+    tables = ("canvas", "is_masked", "progress", "policy_ints", "policy_floats", "stop_ids")
+    signature |= {f"{name}_stride_slot": "i64" for name in tables}
+    signature |= dict.fromkeys(("width", "num_stops", "mask_token_id", "context_length"), "i32")
+    constants, num_warps = _block_tiling(variant)
+    if variant.has_confidence:
+        signature["confidence_ptr"] = "*fp64"
+    else:
+        constants["confidence_ptr"] = None
+    return _compile(variant, "advance_rows.kernel.advance_rows_kernel", signature, constants, num_warps)
+
+
+def _uniform(variant: Variant) -> OfflineKernel:
+    signature = {"seed_ptr": "*i64", "position_ptr": "*i64", "step_ptr": "*i64", "uniform_ptr": "*fp64"}
+    signature["num_rows"] = "i32"
+    block = import_module(f"{_OPS}.sample_token.launch").BLOCK_N
+    return _compile(variant, "sample_token.kernel.uniform_from_seed_kernel", signature, {"BLOCK_N": block})

@@ -25,7 +25,7 @@ def count_correct(draft_ids, target_ids, offsets, num_drafts, BLOCK_L: tl.conste
     return tl.min(tl.where(is_wrong, offsets, BLOCK_L), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["draft_stride_row", "target_stride_row"])
 def accept_prefix_kernel(
     draft_ids_ptr,
     target_ids_ptr,
@@ -48,7 +48,7 @@ def accept_prefix_kernel(
     tl.store(bonus_ids_ptr + row, tl.load(target_ids_ptr + row * target_stride_row + num_correct))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["excluded_token_id", "length"])
 def verify_rows_kernel(
     draft_ids_ptr,
     draft_probs_ptr,
@@ -92,11 +92,13 @@ def verify_rows_kernel(
     top_k = tl.load(top_k_ptr + request).to(tl.int64)
     top_p = tl.load(top_p_ptr + request).to(tl.float32)
     min_p = tl.load(min_p_ptr + request).to(tl.float32)
+    # A vocabulary of one id is compiled in as a number; the scan wants a tensor.
+    num_logits = tl.full([], 0, tl.int32) + vocab_size
     best, _others, _own, best_tile, masses = scan_split(
-        row_ptr, vocab_size, excluded_token_id, scale, GROUPS, WIDTH, False, True
+        row_ptr, num_logits, excluded_token_id, scale, GROUPS, WIDTH, False, True
     )
     row_max, _winner, _offsets, _group, best_id = winner_of(
-        row_ptr, vocab_size, excluded_token_id, best, best_tile, GROUPS, WIDTH
+        row_ptr, num_logits, excluded_token_id, best, best_tile, GROUPS, WIDTH
     )
     reference = tl.maximum(best * scale, FLOOR)
     mass = tl.sum((masses * tl.exp2(reference - tl.maximum(row_max * scale, FLOOR))).to(tl.float64), axis=0)
@@ -127,7 +129,7 @@ def verify_rows_kernel(
         tl.store(is_accepted_ptr + request * length + index, price * mass < weight)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["excluded_token_id", "length"])
 def accept_rejection_kernel(
     draft_ids_ptr,
     draft_probs_ptr,

@@ -120,7 +120,7 @@ def _rounding_of(reference, best, scale):
     return tl.exp2((reference.to(tl.float64) - best.to(tl.float64) * scale.to(tl.float64)).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["excluded_token_id", "num_splits"])
 def choose_token_scan_kernel(
     logits_ptr,
     logits_stride_row,

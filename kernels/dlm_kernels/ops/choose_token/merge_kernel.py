@@ -64,7 +64,7 @@ def _draw(
     return token
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["excluded_token_id", "num_splits"])
 def choose_token_merge_kernel(
     logits_ptr,
     logits_stride_row,

@@ -31,7 +31,7 @@ def uniform_of(seed, position, step):
     return ((z >> 40) & ((1 << 24) - 1)).to(tl.float64) / (1 << 24)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def uniform_from_seed_kernel(seed_ptr, position_ptr, step_ptr, uniform_ptr, num_rows, BLOCK_N: tl.constexpr):
     """`uniform_of` of contiguous int64 arrays."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -57,7 +57,7 @@ def is_stop_token(token_ids, stop_ids_ptr, num_stops, BLOCK_L: tl.constexpr):
     return is_stop != 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["block_length"])
 def unmask_select_kernel(
     is_masked_ptr,
     confidence_ptr,
@@ -124,7 +124,7 @@ def block_outcome(
     return (accepts_whole & is_frozen) | has_no_mask, ends_request & accepts_whole
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["block_length", "num_stops"])
 def unmask_block_kernel(
     canvas_ptr,
     is_masked_ptr,

@@ -13,13 +13,14 @@ from dlm_kernels.ops.unmask_select.reference import UnmaskedBlock
 CHUNK = 16
 
 
-def _tiling(block_length: int) -> dict[str, int]:
+def tiling(block_length: int) -> dict[str, int]:
+    """Sizes and warps of a program that works on one block."""
     block_l = max(CHUNK, triton.next_power_of_2(block_length))
-    # One warp holds a block of up to 64 positions; more would mostly wait.
-    return {"BLOCK_L": block_l, "CHUNK": CHUNK, "num_warps": 1 if block_l <= 64 else 4}
+    # Two warps spill at 64 positions.
+    return {"BLOCK_L": block_l, "CHUNK": CHUNK, "num_warps": 1 if block_l <= 32 else 4}
 
 
-def _rounded(confidence_threshold: Tensor, confidence: Tensor) -> Tensor:
+def rounded_threshold(confidence_threshold: Tensor, confidence: Tensor) -> Tensor:
     """The threshold as float32, with no more precision than the confidence that it is compared with."""
     if confidence.dtype.itemsize < 4:
         return confidence_threshold.to(confidence.dtype).float()
@@ -38,13 +39,13 @@ def unmask_select(
     """Launch the kernel. Args: see `dlm_kernels.ops.unmask_select.op.unmask_select`."""
     filled = torch.empty(is_masked.shape, dtype=torch.bool, device=is_masked.device)
     if filled.numel() > 0:
-        inputs = (is_masked, confidence, _rounded(confidence_threshold, confidence), quota, fill_all)
+        inputs = (is_masked, confidence, rounded_threshold(confidence_threshold, confidence), quota, fill_all)
         unmask_select_kernel[(is_masked.shape[0],)](
             *(value.contiguous() for value in inputs),
             filled,
             is_masked.shape[1],
             IS_STRICT=is_strict,
-            **_tiling(is_masked.shape[1]),
+            **tiling(is_masked.shape[1]),
         )
     return filled
 
@@ -83,7 +84,7 @@ def unmask_block(
         row_lens,
         step,
         max_denoising_steps,
-        _rounded(confidence_threshold, confidence),
+        rounded_threshold(confidence_threshold, confidence),
         is_seeded,
         accepts_whole_block,
         stop_ids,
@@ -97,6 +98,6 @@ def unmask_block(
             length,
             stop_ids.shape[1],
             IS_STRICT=is_strict,
-            **_tiling(length),
+            **tiling(length),
         )
     return after

@@ -21,17 +21,23 @@ def greedy_token(logits: Tensor, excluded_token_id: int) -> Tensor:
 
     Args:
         logits: `[N, V]`, any float dtype; not changed.
-        excluded_token_id: never picked (the mask id).
+        excluded_token_id: never picked (the mask id); -1 excludes nothing.
 
     Returns:
-        `[N]` int64, lowest id on ties.
+        `[N]` int64, lowest id on ties; the lowest id that may be picked where all of them are -inf.
 
     Source: NLD spec section 3.2 (the mask id is excluded from the choice).
     """
-    excluded = logits[:, excluded_token_id].clone()
-    logits[:, excluded_token_id] = float("-inf")
+    if excluded_token_id < 0:
+        return logits.argmax(dim=-1)
+    column = logits[:, excluded_token_id]
+    excluded = column.clone()
+    column.fill_(float("-inf"))
     token_ids = logits.argmax(dim=-1)
-    logits[:, excluded_token_id] = excluded
+    column.copy_(excluded)
+    if excluded_token_id == 0 and logits.shape[1] > 1:
+        # Only among nothing but -inf is the excluded id the lowest of the largest.
+        token_ids.clamp_(min=1)
     return token_ids
 
 
@@ -54,6 +60,46 @@ def confidence_of(logits: Tensor, token_ids: Tensor) -> Tensor:
     return 1.0 / (1.0 + odds.sum(dim=-1).double())
 
 
+def filtered_probs(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, excluded_token_id: int
+) -> Tensor:
+    """The distribution that each row is drawn from.
+
+    Filters apply in this order: temperature, top-k, top-p (the smallest descending prefix whose sum reaches
+    `top_p`, ties by token id), min-p relative to the largest; the rest is renormalised.
+
+    Args:
+        logits: `[N, V]` float; not changed.
+        temperature: `[N]` float, > 0.
+        top_k: `[N]` int64; values < 1 or >= V keep everything.
+        top_p: `[N]` float in (0, 1].
+        min_p: `[N]` float in [0, 1].
+        excluded_token_id: probability 0; -1 excludes nothing.
+
+    Returns:
+        `[N, V]` float64, rows sum to 1.
+    """
+    vocab_size = logits.shape[-1]
+    # Division makes the copy.
+    allowed = logits.double() / temperature.double()[:, None]
+    if excluded_token_id >= 0:
+        allowed[:, excluded_token_id] = float("-inf")
+    probs = torch.softmax(allowed, dim=-1)
+    keep_k = torch.where((top_k < 1) | (top_k > vocab_size), vocab_size, top_k)
+    if not ((keep_k < vocab_size) | (top_p < 1) | (min_p > 0)).any():
+        return probs
+    order = torch.argsort(probs, dim=-1, descending=True, stable=True)
+    ranked = probs.gather(1, order)
+    rank = torch.arange(vocab_size, device=logits.device)
+    ranked = ranked.masked_fill(rank >= keep_k[:, None], 0.0)
+    ranked = ranked / ranked.sum(dim=-1, keepdim=True)
+    reached = ranked.cumsum(dim=-1) - ranked
+    ranked = ranked.masked_fill((reached >= top_p.double()[:, None]) & (rank > 0), 0.0)
+    ranked = ranked.masked_fill(ranked < min_p.double()[:, None] * ranked[:, :1], 0.0)
+    ranked = ranked / ranked.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(probs).scatter_(1, order, ranked)
+
+
 def sample_token(
     logits: Tensor,
     uniform: Tensor,
@@ -63,39 +109,24 @@ def sample_token(
     min_p: Tensor,
     excluded_token_id: int,
 ) -> Tensor:
-    """Draw each row's token by inverse CDF from its filtered distribution.
+    """Draw each row's token by inverse CDF, read in token-id order, from `filtered_probs`.
 
-    Filters apply in this order: temperature, top-k, top-p (the smallest descending prefix whose sum reaches
-    `top_p`, ties by token id), min-p relative to the largest; the rest is renormalised and read in token-id
-    order. Arithmetic is float64 so that the draw does not depend on reduction order.
+    Arithmetic is float64 so that the draw does not depend on reduction order.
 
     Args:
         logits: `[N, V]` float; not changed.
         uniform: `[N]` float64 in [0, 1).
-        temperature: `[N]` float, > 0.
-        top_k: `[N]` int64; values < 1 or >= V keep everything.
-        top_p: `[N]` float in (0, 1].
-        min_p: `[N]` float in [0, 1].
-        excluded_token_id: never drawn.
+        temperature, top_k, top_p, min_p, excluded_token_id: see `filtered_probs`.
 
     Returns:
         `[N]` int64.
     """
-    vocab_size = logits.shape[-1]
-    allowed = logits.double().clone()
-    allowed[:, excluded_token_id] = float("-inf")
-    probs = torch.softmax(allowed / temperature.double()[:, None], dim=-1)
-    order = torch.argsort(probs, dim=-1, descending=True, stable=True)
-    ranked = probs.gather(1, order)
-    rank = torch.arange(vocab_size, device=logits.device)
-    keep_k = torch.where((top_k < 1) | (top_k > vocab_size), vocab_size, top_k)
-    ranked = ranked.masked_fill(rank >= keep_k[:, None], 0.0)
-    ranked = ranked / ranked.sum(dim=-1, keepdim=True)
-    reached = ranked.cumsum(dim=-1) - ranked
-    ranked = ranked.masked_fill((reached >= top_p.double()[:, None]) & (rank > 0), 0.0)
-    ranked = ranked.masked_fill(ranked < min_p.double()[:, None] * ranked[:, :1], 0.0)
-    filtered = torch.zeros_like(probs).scatter_(1, order, ranked)
-    cumulative = filtered.cumsum(dim=-1)
+    return draw_from(filtered_probs(logits, temperature, top_k, top_p, min_p, excluded_token_id), uniform)
+
+
+def draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The first id of each row at which the running sum of `weights` (`[N, V]`) exceeds `uniform` of it all."""
+    cumulative = weights.double().cumsum(dim=-1)
     target = uniform.double()[:, None] * cumulative[:, -1:]
     return (cumulative > target).int().argmax(dim=-1)
 

@@ -1,5 +1,6 @@
-"""Which masked positions of each block a denoising step fills."""
+"""Which masked positions of each block a denoising step fills, and what is left to do after it."""
 
-from dlm_kernels.ops.unmask_select.reference import unmask_select
+from dlm_kernels.ops.unmask_select.op import unmask_block, unmask_select
+from dlm_kernels.ops.unmask_select.reference import UnmaskedBlock
 
-__all__ = ["unmask_select"]
+__all__ = ["UnmaskedBlock", "unmask_block", "unmask_select"]

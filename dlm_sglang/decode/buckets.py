@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from dlm_kernels.ops.advance_rows import RowHints
 from torch.nn.functional import pad
 
 from dlm_sglang.decode.layout import RoundLayout
@@ -91,10 +92,9 @@ def pad_layout(layout: RoundLayout, bucket: Bucket) -> RoundLayout:
         row_of_token=row_of_token,
         offset_of_token=offset_of_token,
         token_index=token_index,
-        sampled_tokens=torch.arange(num_tokens, device=device),
         is_autoregressive=bucket.is_autoregressive,
+        may_sample=True,
         may_draft=True,
         ranks_masks=not bucket.is_autoregressive,
-        accepts_whole_blocks=True,
-        has_stop_ids=True,
+        hints=RowHints(is_autoregressive=bucket.is_autoregressive),
     )

@@ -6,52 +6,55 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from dlm_kernels.ops.sample_token import greedy_token, sample_token, uniform_from_seed
+from dlm_kernels.ops.choose_token import choose_token
+from dlm_kernels.ops.sample_token import SamplingRows, uniform_from_seed
 from torch import Tensor
 
-from dlm_sglang.decode.state import DENOISE, BlockState, PolicyFloats
+from dlm_sglang.decode.state import DENOISE, BlockState
 
 if TYPE_CHECKING:
     from dlm_sglang.decode.policy import DecodePolicy
     from dlm_sglang.decode.round import RoundInputs
 
 
-def choose_tokens(state: BlockState, inputs: RoundInputs, floats: PolicyFloats | None, logits: Tensor) -> Tensor:
+def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Pick a token for every query token of the round.
 
     Args:
         state: block state.
         inputs: what the forward read.
-        floats: policies of the rows; needed where a row samples.
         logits: `[T, V]` float.
 
     Returns:
-        `[T]` int64, never the mask id.
+        token_ids: `[T]` int64, never the mask id.
+        confidence: `[T]` float64, the tokens' probabilities under the raw logits; 0 where no row compares them.
 
     Source: spec sections 3.1 to 3.3; drafts that a verifier checks are greedy.
     """
-    token_ids = greedy_token(logits, state.mask_token_id)
-    tokens = inputs.layout.sampled_tokens
-    if tokens is None or floats is None:
-        return token_ids
-    rows = inputs.layout.row_of_token[tokens]
-    is_denoise = inputs.progress.phase[rows] == DENOISE
-    temperature = torch.where(is_denoise, floats.denoise_temperature[rows], floats.temperature[rows])
-    positions = inputs.positions[tokens]
-    # A causal row chooses the token one past its own position, in step 0 of that position.
-    chosen_position = torch.where(is_denoise, positions, positions + 1)
-    step = torch.where(is_denoise, inputs.progress.step[rows] + 1, 0)
-    sampled = sample_token(
-        logits[tokens],
-        uniform_from_seed(inputs.ints.seed[rows], chosen_position, step),
-        torch.where(temperature > 0, temperature, 1.0),
-        inputs.ints.top_k[rows],
-        floats.top_p[rows],
-        floats.min_p[rows],
-        state.mask_token_id,
+    sampling = _sampling_rows(state, inputs) if inputs.layout.may_sample else None
+    return choose_token(
+        logits,
+        excluded_token_id=state.mask_token_id,
+        sampling=sampling,
+        needs_confidence=inputs.layout.ranks_masks,
     )
-    token_ids[tokens] = torch.where(temperature > 0, sampled, token_ids[tokens])
-    return token_ids
+
+
+def _sampling_rows(state: BlockState, inputs: RoundInputs) -> SamplingRows:
+    layout = inputs.layout
+    floats, ints = state.floats_of(inputs.slots), inputs.ints
+    is_denoise = inputs.progress.phase == DENOISE
+    temperature = torch.where(is_denoise, floats.denoise_temperature, floats.temperature)
+    # A causal row chooses the token one past its own position, in step 0 of that position.
+    position = inputs.positions + layout.per_token(torch.where(is_denoise, 0, 1))
+    step = layout.per_token(torch.where(is_denoise, inputs.progress.step + 1, 0))
+    return SamplingRows(
+        temperature=layout.per_token(temperature),
+        top_k=layout.per_token(ints.top_k),
+        top_p=layout.per_token(floats.top_p),
+        min_p=layout.per_token(floats.min_p),
+        uniform=uniform_from_seed(layout.per_token(ints.seed), position, step),
+    )
 
 
 def choose_seeds(logits: Tensor, policies: Sequence[DecodePolicy], positions: Tensor, mask_token_id: int) -> Tensor:
@@ -66,24 +69,19 @@ def choose_seeds(logits: Tensor, policies: Sequence[DecodePolicy], positions: Te
     Returns:
         `[R]` int64.
     """
-    token_ids = greedy_token(logits, mask_token_id)
-    sampled = [row for row, policy in enumerate(policies) if policy.temperature > 0]
-    if not sampled:
-        return token_ids
-    rows = torch.tensor(sampled, device=logits.device)
-    chosen = [policies[row] for row in sampled]
+    sampling = None
+    if any(policy.temperature > 0 for policy in policies):
 
-    def column(values: list[float], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits.device)
+        def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype).to(logits.device, non_blocking=True)
 
-    seeds = column([policy.seed for policy in chosen], torch.int64)
-    token_ids[rows] = sample_token(
-        logits[rows],
-        uniform_from_seed(seeds, positions[rows], torch.zeros_like(seeds)),
-        column([policy.temperature for policy in chosen], torch.float32),
-        column([policy.top_k for policy in chosen], torch.int64),
-        column([policy.top_p for policy in chosen], torch.float32),
-        column([policy.min_p for policy in chosen], torch.float32),
-        mask_token_id,
-    )
+        seeds = column([policy.seed for policy in policies], torch.int64)
+        sampling = SamplingRows(
+            temperature=column([policy.temperature for policy in policies], torch.float32),
+            top_k=column([policy.top_k for policy in policies], torch.int64),
+            top_p=column([policy.top_p for policy in policies], torch.float32),
+            min_p=column([policy.min_p for policy in policies], torch.float32),
+            uniform=uniform_from_seed(seeds, positions, torch.zeros_like(seeds)),
+        )
+    token_ids, _ = choose_token(logits, excluded_token_id=mask_token_id, sampling=sampling, needs_confidence=False)
     return token_ids

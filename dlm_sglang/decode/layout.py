@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from dlm_kernels.ops.advance_rows import RowHints
 from torch import Tensor
 
 from dlm_sglang.decode.policy import DecodePolicy
@@ -25,12 +26,11 @@ class RoundLayout:
         is_uniform: all rows are equally wide.
         row_of_token, offset_of_token: `[T]` int64.
         token_index: `[R, L]` int64, flat index of each block position; past a row's end it repeats the last.
-        sampled_tokens: `[S]` int64, tokens of rows that may sample; None where no row does.
         is_autoregressive: every row decodes one token at a time.
+        may_sample: some row draws its tokens.
         may_draft: some row's policy uses the drafter adapter.
         ranks_masks: some row fills its block in more than one step, so confidences are compared.
-        accepts_whole_blocks: some row commits its block as drafted.
-        has_stop_ids: some row can end on a token.
+        hints: what else `advance_rows` may know of all rows.
     """
 
     widths: Tensor
@@ -40,12 +40,11 @@ class RoundLayout:
     row_of_token: Tensor
     offset_of_token: Tensor
     token_index: Tensor
-    sampled_tokens: Tensor | None
     is_autoregressive: bool
+    may_sample: bool
     may_draft: bool
     ranks_masks: bool
-    accepts_whole_blocks: bool
-    has_stop_ids: bool
+    hints: RowHints
 
     @property
     def num_rows(self) -> int:
@@ -78,8 +77,6 @@ def make_layout(policies: Sequence[DecodePolicy], device: torch.device | str) ->
     row_of_token = torch.repeat_interleave(torch.arange(len(widths)), lens)
     offset_of_token = torch.arange(sum(widths)) - starts[row_of_token]
     token_index = starts[:, None] + torch.minimum(torch.arange(max_width), lens[:, None] - 1)
-    may_sample = [policy.temperature > 0 for policy in policies for _ in range(policy.block_length)]
-    sampled_tokens = [token for token, samples in enumerate(may_sample) if samples]
 
     def there(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
@@ -92,10 +89,13 @@ def make_layout(policies: Sequence[DecodePolicy], device: torch.device | str) ->
         row_of_token=there(row_of_token),
         offset_of_token=there(offset_of_token),
         token_index=there(token_index),
-        sampled_tokens=there(torch.tensor(sampled_tokens)) if sampled_tokens else None,
         is_autoregressive=max_width == 1,
+        may_sample=any(policy.temperature > 0 for policy in policies),
         may_draft=any(policy.uses_drafter for policy in policies),
         ranks_masks=any(policy.block_length > 1 and policy.max_denoising_steps > 1 for policy in policies),
-        accepts_whole_blocks=any(policy.accepts_whole_block for policy in policies),
-        has_stop_ids=any(policy.stop_ids for policy in policies),
+        hints=RowHints(
+            accepts_whole_blocks=any(policy.accepts_whole_block for policy in policies),
+            has_stop_ids=any(policy.stop_ids for policy in policies),
+            is_autoregressive=max_width == 1,
+        ),
     )

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from dlm_kernels.ops.advance_rows import RowState
 from torch import Tensor
 
 from dlm_sglang.decode.policy import DecodePolicy
@@ -13,7 +14,8 @@ from dlm_sglang.decode.policy import DecodePolicy
 DENOISE = 0
 COMMIT = 1
 
-_MIN_STOP_COLUMNS = 4
+# Stop tokens that rounds look for. SGLang's own check ends a request on any further ones, after the round.
+MAX_STOP_IDS = 16
 
 
 class Progress(NamedTuple):
@@ -68,7 +70,8 @@ class BlockState:
         progress: `[P, 4]` int64, columns of `Progress`.
         policy_ints: `[P, 7]` int64, columns of `PolicyInts`.
         policy_floats: `[P, 5]` float32, columns of `PolicyFloats`.
-        stop_ids: `[P, E]` int64, -1 where unused.
+        stop_ids: `[P, 16]` int64, -1 where unused.
+        rows: the same tensors, as `advance_rows` takes them.
     """
 
     def __init__(
@@ -95,8 +98,18 @@ class BlockState:
         self.policy_floats = zeros(len(PolicyFloats._fields), torch.float32)
         # Padding rows use a slot that no request ever has; it must be possible to divide by its steps.
         self.policy_ints[:, PolicyInts._fields.index("max_denoising_steps")] = 1
-        self.stop_ids = torch.full((num_slots, _MIN_STOP_COLUMNS), -1, dtype=torch.int64, device=device)
+        self.stop_ids = torch.full((num_slots, MAX_STOP_IDS), -1, dtype=torch.int64, device=device)
         self.offsets = torch.arange(max_block_length, device=device)
+        self.rows = RowState(
+            canvas=self.canvas,
+            is_masked=self.is_masked,
+            progress=self.progress,
+            policy_ints=self.policy_ints,
+            policy_floats=self.policy_floats,
+            stop_ids=self.stop_ids,
+            mask_token_id=mask_token_id,
+            context_length=context_length,
+        )
 
     def progress_of(self, slots: Tensor) -> Progress:
         """Gather `Progress` of `[R]` slots."""
@@ -150,57 +163,26 @@ class BlockState:
             ],
             torch.float32,
         )
-        self._write_stop_ids(slots, [policy.stop_ids for policy in policies])
+        stop_ids = [[*policy.stop_ids[:MAX_STOP_IDS]] for policy in policies]
+        self.stop_ids[slots] = self._column([ids + [-1] * (MAX_STOP_IDS - len(ids)) for ids in stop_ids], torch.int64)
         remaining = self._column(
             [policy.max_new_tokens - count for policy, count in zip(policies, emitted, strict=True)], torch.int64
         )
+        self._begin_blocks(slots, seed_ids, seq_lens, remaining)
+
+    def _begin_blocks(self, slots: Tensor, seed_ids: Tensor, seq_lens: Tensor, remaining: Tensor) -> None:
+        """Lay out `[seed, MASK, ...]`, or all masked where blocks are unseeded; later ones `advance_rows` begins.
+
+        A seeded block of one position, an autoregressive step or the last one before the context end, has no
+        mask and goes straight to its commit.
+        """
         ints = self.ints_of(slots)
-        fresh = fresh_blocks(self, ints, seed_ids, seq_lens, remaining, self.max_block_length)
-        self.canvas[slots], self.is_masked[slots] = fresh.canvas, fresh.is_masked
-        self.progress[slots] = torch.stack(fresh.progress, dim=1)
+        length = torch.minimum(ints.block_length, self.context_length - seq_lens)
+        is_later = self.offsets >= ints.is_seeded[:, None]
+        self.canvas[slots] = torch.where(is_later, self.mask_token_id, seed_ids[:, None])
+        self.is_masked[slots] = is_later & (self.offsets < length[:, None])
+        phase = torch.where(length <= ints.is_seeded, COMMIT, DENOISE)
+        self.progress[slots] = torch.stack(Progress(length, phase, torch.zeros_like(length), remaining), dim=1)
 
     def _column(self, values: list[int] | list[list[int]] | list[list[float]], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype).to(self.device, non_blocking=True)
-
-    def _write_stop_ids(self, slots: Tensor, stop_ids: list[tuple[int, ...]]) -> None:
-        width = max(len(ids) for ids in stop_ids)
-        if width > self.stop_ids.shape[1]:
-            wider = torch.full((self.stop_ids.shape[0], width), -1, dtype=torch.int64, device=self.device)
-            wider[:, : self.stop_ids.shape[1]] = self.stop_ids
-            self.stop_ids = wider
-        width = self.stop_ids.shape[1]
-        rows = [list(ids) + [-1] * (width - len(ids)) for ids in stop_ids]
-        self.stop_ids[slots] = self._column(rows, torch.int64)
-
-
-class FreshBlocks(NamedTuple):
-    """Blocks as they begin: `canvas` and `is_masked` `[R, L]`, and their progress."""
-
-    canvas: Tensor
-    is_masked: Tensor
-    progress: Progress
-
-
-def fresh_blocks(
-    state: BlockState, ints: PolicyInts, seed_ids: Tensor, seq_lens: Tensor, remaining: Tensor, width: int
-) -> FreshBlocks:
-    """Lay out a fresh block, `[seed, MASK, ...]` or all masked where unseeded, for every row.
-
-    A seeded block of one position, an autoregressive step or the last one before the context end, has no
-    mask and goes straight to its commit.
-
-    Args:
-        state: for its constants.
-        ints: policies of R rows.
-        seed_ids: `[R]` int64.
-        seq_lens: `[R]` int64, committed tokens before the block.
-        remaining: `[R]` int64, tokens that may still be emitted.
-        width: L, at least the rows' block lengths.
-    """
-    offsets = state.offsets[:width]
-    length = torch.minimum(ints.block_length, state.context_length - seq_lens)
-    is_masked = (offsets >= ints.is_seeded[:, None]) & (offsets < length[:, None])
-    canvas = torch.where(offsets >= ints.is_seeded[:, None], state.mask_token_id, seed_ids[:, None])
-    # DENOISE is 0: a block with a mask starts there.
-    phase = (length <= ints.is_seeded).long()
-    return FreshBlocks(canvas, is_masked, Progress(length, phase, torch.zeros_like(length), remaining))

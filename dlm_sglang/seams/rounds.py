@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from dlm_kernels.ops.advance_rows import RowHints
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from torch import Tensor
@@ -182,12 +183,11 @@ def _no_rows(bucket: Bucket, device: torch.device) -> RoundLayout:
         row_of_token=ids,
         offset_of_token=ids,
         token_index=ids.view(0, 1).expand(0, bucket.max_width),
-        sampled_tokens=None,
         is_autoregressive=bucket.is_autoregressive,
+        may_sample=True,
         may_draft=True,
         ranks_masks=True,
-        accepts_whole_blocks=True,
-        has_stop_ids=True,
+        hints=RowHints(is_autoregressive=bucket.is_autoregressive),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dlm_kernels.ops.advance_rows import reference
-from dlm_kernels.ops.advance_rows.reference import AdvancedRows, RowState
+from dlm_kernels.ops.advance_rows.reference import AdvancedRows, RowHints, RowState
 
 
 def advance_rows(
@@ -16,6 +16,7 @@ def advance_rows(
     confidence: Tensor | None,
     *,
     is_strict: bool = False,
+    hints: RowHints = RowHints(),  # noqa: B008 - frozen
 ) -> AdvancedRows:
     """Advance every row by one round: unmask, accept, emit, begin the next block.
 
@@ -31,6 +32,7 @@ def advance_rows(
         chosen: `[R, L]` int64, the token chosen at each position of each block, L at most the width of the canvas.
         confidence: `[R, L]` float, how sure the model is of it; None fills every mask of every row in this step.
         is_strict: see `unmask_select`.
+        hints: what is known of all rows; they must be true. The kernel does without them.
 
     Returns:
         token_ids, accept_lens, new_seq_lens, is_denoise: see `AdvancedRows`.
@@ -48,7 +50,7 @@ def advance_rows(
     if confidence is not None and confidence.shape != chosen.shape:
         raise ValueError(f"confidence must be {list(chosen.shape)}, got {list(confidence.shape)}")
     if chosen.device.type == "cpu":
-        return reference.advance_rows(state, slots, seq_lens, chosen, confidence, is_strict=is_strict)
+        return reference.advance_rows(state, slots, seq_lens, chosen, confidence, is_strict=is_strict, hints=hints)
     from dlm_kernels.ops.advance_rows import launch
 
     return launch.advance_rows(state, slots, seq_lens, chosen, confidence, is_strict=is_strict)

@@ -39,6 +39,21 @@ class RowState:
     context_length: int
 
 
+@dataclass(frozen=True)
+class RowHints:
+    """What the host knows of a round's rows without reading them; it saves the reference work, never changes results.
+
+    Attributes:
+        accepts_whole_blocks: some row may accept its block whole.
+        has_stop_ids: some row may end on a token.
+        is_autoregressive: every row has blocks of one seeded position.
+    """
+
+    accepts_whole_blocks: bool = True
+    has_stop_ids: bool = True
+    is_autoregressive: bool = False
+
+
 class AdvancedRows(NamedTuple):
     """What a round emitted.
 
@@ -80,11 +95,14 @@ def advance_rows(
     confidence: Tensor | None,
     *,
     is_strict: bool = False,
+    hints: RowHints = RowHints(),
 ) -> AdvancedRows:
     """Advance every row by one round.
 
     Args and result: see `dlm_kernels.ops.advance_rows.op.advance_rows`.
     """
+    if hints.is_autoregressive:
+        return _advance_single_tokens(state, slots, seq_lens, chosen)
     width = chosen.shape[1]
     rows = _gather(state, slots, width)
     offsets = torch.arange(width, device=slots.device)
@@ -96,8 +114,15 @@ def advance_rows(
         filled = unmask_select(rows.is_masked, confidence, rows.threshold, quota, fill_all, is_strict=is_strict)
     canvas = torch.where(filled, chosen, rows.canvas)
     still_masked = rows.is_masked & ~filled
-    is_filled, ends_request = _outcome(rows, canvas, still_masked, offsets)
-    token_ids, accept_lens, seed_ids = _emission(rows, canvas, chosen, ends_request, offsets)
+    if hints.accepts_whole_blocks:
+        is_filled, ends_request = _outcome(rows, canvas, still_masked, offsets)
+    else:
+        is_filled, ends_request = ~still_masked.any(dim=1), None
+    token_ids, accept_lens, seed_ids = _emission(rows, canvas, chosen, ends_request)
+    if hints.has_stop_ids:
+        first_stop = torch.where(_is_stop(rows, token_ids), offsets, width).amin(dim=1)
+        accept_lens = torch.minimum(accept_lens, first_stop + 1)
+    accept_lens = torch.minimum(accept_lens, rows.remaining.clamp(min=0))
     new_seq_lens = seq_lens + accept_lens
 
     # What a row that keeps its block writes, and what a row that begins a new one writes.
@@ -153,21 +178,32 @@ def _outcome(rows: _Rows, canvas: Tensor, still_masked: Tensor, offsets: Tensor)
 
 
 def _emission(
-    rows: _Rows, canvas: Tensor, chosen: Tensor, ends_request: Tensor, offsets: Tensor
+    rows: _Rows, canvas: Tensor, chosen: Tensor, ends_request: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids `[R, L]`, how many of them count `[R]`, and next seeds `[R]`."""
+    """Token ids `[R, L]`, how many of them count before stops and limits `[R]`, and next seeds `[R]`."""
     num_correct_drafts, bonus_ids = accept_prefix(canvas[:, 1:], chosen, rows.length - 1)
+    verified_lens = torch.where(rows.is_denoise, 0, num_correct_drafts + 1)
+    if ends_request is None:
+        return chosen, verified_lens, bonus_ids
     last = (rows.length - 1).clamp(min=0)[:, None]
     next_seed = chosen.gather(1, last)
     # A whole seeded block emits what follows its (already emitted) seed, then the next seed.
     shifted = canvas.roll(-1, dims=1).scatter(1, last, next_seed)
     whole_ids = torch.where(rows.is_seeded[:, None].bool(), shifted, canvas)
-    token_ids = torch.where(rows.accepts_whole[:, None], whole_ids, chosen)
-    seed_ids = torch.where(rows.accepts_whole, next_seed[:, 0], bonus_ids)
     # Without its commit a seeded block has no next seed to emit.
     uncommitted_lens = torch.where(ends_request, rows.length - rows.is_seeded, 0)
-    committed_lens = torch.where(rows.accepts_whole, rows.length, num_correct_drafts + 1)
-    accept_lens = torch.where(rows.is_denoise, uncommitted_lens, committed_lens)
-    first_stop = torch.where(_is_stop(rows, token_ids), offsets, canvas.shape[1]).amin(dim=1)
-    accept_lens = torch.minimum(accept_lens, first_stop + 1)
-    return token_ids, torch.minimum(accept_lens, rows.remaining.clamp(min=0)), seed_ids
+    whole_lens = torch.where(rows.is_denoise, uncommitted_lens, rows.length)
+    return (
+        torch.where(rows.accepts_whole[:, None], whole_ids, chosen),
+        torch.where(rows.accepts_whole, whole_lens, verified_lens),
+        torch.where(rows.accepts_whole, next_seed[:, 0], bonus_ids),
+    )
+
+
+def _advance_single_tokens(state: RowState, slots: Tensor, seq_lens: Tensor, chosen: Tensor) -> AdvancedRows:
+    """One token a row, no block to lay out."""
+    remaining = state.progress[slots, -1]
+    accept_lens = remaining.clamp(0, 1)
+    state.canvas[slots, 0] = chosen[:, 0]
+    state.progress[slots, -1] = remaining - accept_lens
+    return AdvancedRows(chosen, accept_lens, seq_lens + accept_lens, torch.zeros_like(slots, dtype=torch.bool))

@@ -144,7 +144,7 @@ def choose_token_scan_kernel(
     """
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
-    if is_settled_ptr is not None:  # noqa: SIM102 - decided when compiling
+    if is_settled_ptr is not None:
         if tl.load(is_settled_ptr + row):
             return
     begin = split * split_length

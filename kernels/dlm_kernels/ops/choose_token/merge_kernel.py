@@ -93,7 +93,7 @@ def choose_token_merge_kernel(
 ):
     """One program per row: the best of its splits or a draw, and its probability."""
     row = tl.program_id(0).to(tl.int64)
-    if is_settled_ptr is not None:  # noqa: SIM102 - decided when compiling
+    if is_settled_ptr is not None:
         if tl.load(is_settled_ptr + row):
             tl.store(token_ids_ptr + row, tl.full([], 0, tl.int64))
             tl.store(confidence_ptr + row, 0.0)
@@ -132,7 +132,7 @@ def choose_token_merge_kernel(
         odds += tl.where(ids == best_id, 0.0, 1.0)
         share = tl.where(in_row, odds * tl.exp2((best - top) * LOG2E), 0.0)
         all_odds = tl.sum(share.to(tl.float64), axis=0)
-        if COUNTS_EXCLUDED:  # noqa: SIM102 - decided when compiling
+        if COUNTS_EXCLUDED:
             if excluded_token_id >= 0:
                 excluded = tl.load(row_ptr + excluded_token_id).to(tl.float32)
                 all_odds += tl.exp2((excluded - top) * LOG2E).to(tl.float64)

@@ -9,6 +9,8 @@ from dlm_kernels.ops.choose_token import reference
 from dlm_kernels.ops.sample_token.rows import SamplingRows
 
 _LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The reference takes these too.
+_CPU_LOGITS_DTYPES = (*_LOGITS_DTYPES, torch.float64)
 
 
 def choose_token(
@@ -36,7 +38,7 @@ def choose_token(
     confidence beside a +inf logit is unspecified. The kernel takes logits below -1e38 for -inf.
 
     Args:
-        logits: `[N, V]` float32, bfloat16 or float16, any row stride, columns side by side; not changed.
+        logits: `[N, V]` float32, bfloat16 or float16 (on CPU float64 too), any row stride, columns side by side; not changed.
         excluded_token_id: never chosen (the mask id); -1 excludes nothing.
         sampling: per-row parameters, or None where every row is greedy.
         is_settled: `[N]` bool, rows without interest (settled, prompt, padding): they are not read, and give
@@ -79,7 +81,8 @@ def _check(
     is_settled: Tensor | None,
     needs_confidence: bool | Tensor,
 ) -> None:
-    if logits.dim() != 2 or logits.dtype not in _LOGITS_DTYPES or logits.shape[1] == 0:
+    dtypes = _CPU_LOGITS_DTYPES if logits.device.type == "cpu" else _LOGITS_DTYPES
+    if logits.dim() != 2 or logits.dtype not in dtypes or logits.shape[1] == 0:
         raise ValueError(
             f"logits must be [N, V >= 1] float32, bfloat16 or float16, got {list(logits.shape)} {logits.dtype}"
         )

@@ -65,7 +65,7 @@ def accept_rejection(
     Args:
         draft_ids: `[R, L]` int64.
         draft_probs: `[R, L, V]` float, the distributions that the drafts were drawn from, or None for one-hot drafts.
-        logits: `[T, V >= 2]` float32, bfloat16 or float16, verifier rows; row `first_row[r] + i` speaks of draft i of r.
+        logits: `[T, V >= 2]` float32, bfloat16 or float16, verifier rows; `first_row[r] + i` speaks of draft i of r.
         first_row: `[R]` int64, with `first_row + num_drafts` in 0..T-1.
         num_drafts: `[R]` int64 in 0..L.
         sampling: how each request samples, all `[R]`; its `uniform` draws the bonus token. Temperature 0 is a

@@ -1,8 +1,8 @@
-"""A denoising step on blocks, and the acceptance of drafts, beside the same in eager torch.
+"""A denoising step on blocks, the acceptance of drafts and a whole round, beside the same in eager torch.
 
 python kernels/benchmarks/bench_unmask_select.py [--quick]
 
-Both move a few kilobytes; what counts is the time of the launches, and that nothing waits for the host.
+All move a few kilobytes; what counts is the time of the launches, and that nothing waits for the host.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from dlm_kernels.ops.accept_prefix import accept_prefix  # noqa: E402
 from dlm_kernels.ops.accept_prefix import reference as accept_reference  # noqa: E402
+from dlm_kernels.ops.advance_rows import advance_rows  # noqa: E402
+from dlm_kernels.ops.advance_rows import reference as advance_reference  # noqa: E402
 from dlm_kernels.ops.unmask_select import reference, unmask_block  # noqa: E402
+from dlm_kernels.testing.advance_rows import make_round, make_state  # noqa: E402
 from dlm_kernels.testing.unmask_block import Block, make_inputs  # noqa: E402
 from dlm_kernels.testing.unmask_gpu import checks  # noqa: E402
 from harness import print_table, require_gpu, save_result, time_calls, timing_fields  # noqa: E402
@@ -64,6 +67,13 @@ def measure(num_requests: int, quick: bool) -> list[dict[str, object]]:
         ("ours", "accept_prefix"): partial(accept_prefix, drafts, targets, counts),
         ("chain", "accept_prefix"): partial(accept_reference.accept_prefix, drafts, targets, counts),
     }
+    state = make_state(num_requests, BLOCK_LENGTH, 4, rng, DEVICE)
+    round_inputs = {
+        name: value.to(DEVICE) for name, value in make_round(num_requests, num_requests, BLOCK_LENGTH, rng).items()
+    }
+    # Every call goes on where the one before stopped: the work does not depend on the state.
+    calls["ours", "advance_rows"] = partial(advance_rows, state, **round_inputs)
+    calls["chain", "advance_rows"] = partial(advance_reference.advance_rows, state, **round_inputs)
     if not quick:
         calls["compiled", "unmask_block"] = partial(compiled_step(), **inputs)
     rows = []

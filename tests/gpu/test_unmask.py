@@ -14,7 +14,17 @@ NAMES = [
         for dtype in (torch.bfloat16, torch.float16, torch.float32)
         for filtered in (False, True)
     ),
-    *("greedy-odd", "random", "unmask-32", "unmask-63", "prefix-32", "rejection", "rejection-one-hot"),
+    *(
+        "greedy-odd",
+        "random",
+        "unmask-32",
+        "unmask-63",
+        "unmask-rounds-32",
+        "unmask-rounds-63",
+        "prefix-32",
+        "rejection",
+        "rejection-one-hot",
+    ),
 ]
 
 

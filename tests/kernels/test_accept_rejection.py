@@ -107,6 +107,8 @@ def test_what_is_emitted_follows_the_verifier_whatever_the_drafter(
 
 def test_shapes_that_do_not_agree_are_refused() -> None:
     arguments = make_case(num_rows=2, length=3, vocab_size=5, one_hot=False, seed=0).arguments(MASK)
+    with pytest.raises(ValueError, match=r"\[T, V >= 2\]"):
+        accept_rejection(**{**arguments, "logits": torch.zeros(8, 1)})
     with pytest.raises(ValueError, match="first_row must be"):
         accept_rejection(**{**arguments, "first_row": torch.zeros(3, dtype=torch.int64)})
     with pytest.raises(ValueError, match="draft_probs must be"):

@@ -22,7 +22,6 @@ OTHERS = [
     Variant("merge"),
     *(Variant("merge", dtype, samples=True) for dtype in (torch.bfloat16, torch.float32)),
     *(Variant("verify", has_probs=probs) for probs in (False, True)),
-    Variant("verify", torch.float32),
     *(Variant("rejection", has_probs=probs) for probs in (False, True)),
     Variant("prefix"),
     Variant("select"),
@@ -31,7 +30,7 @@ OTHERS = [
     Variant("advance", has_confidence=False),
     Variant("uniform"),
     # The launcher compiles a vocabulary of one id in.
-    *(Variant(kernel, samples=True, ones=("vocab_size",)) for kernel in ("scan", "merge", "verify", "rejection")),
+    *(Variant(kernel, samples=True, ones=("vocab_size",)) for kernel in ("scan", "merge")),
 ]
 # Above 14, instructions and not bytes would set the time of the pass on an H200.
 MAX_INSTRUCTIONS_PER_LOGIT = 9.0

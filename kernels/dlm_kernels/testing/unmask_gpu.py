@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dlm_kernels.ops.accept_prefix import launch as accept_launch
 from dlm_kernels.ops.accept_prefix import reference as accept_reference
+from dlm_kernels.ops.advance_rows import launch as advance_launch
+from dlm_kernels.ops.advance_rows import reference as advance_reference
 from dlm_kernels.ops.choose_token import SamplingRows
 from dlm_kernels.ops.choose_token import launch as choose_launch
 from dlm_kernels.ops.choose_token import reference as choose_reference
@@ -19,6 +22,7 @@ from dlm_kernels.ops.sample_token import reference as sample_reference
 from dlm_kernels.ops.unmask_select import launch as unmask_launch
 from dlm_kernels.ops.unmask_select import reference as unmask_reference
 from dlm_kernels.testing.accept_rejection import make_case
+from dlm_kernels.testing.advance_rows import make_round, make_state
 from dlm_kernels.testing.unmask_block import Block, make_inputs
 
 MASK_TOKEN_ID = 100
@@ -126,6 +130,24 @@ def check_rejection(device: str, num_rows: int, vocab_size: int, *, one_hot: boo
     return _result(name, float(differs.double().mean()), 1e-3, True)
 
 
+def check_rounds(device: str, num_rows: int, width: int) -> Result:
+    """`advance_rows` against the reference, bit for bit, state and results."""
+    rng = random.Random(width)
+    expected_state = make_state(num_rows, width, 3, rng)
+    inputs = make_round(num_rows, num_rows, width, rng)
+    tables = ("canvas", "is_masked", "progress", "policy_ints", "policy_floats", "stop_ids")
+    # Clones: on the CPU, `to` would share what both change.
+    moved = {name: getattr(expected_state, name).clone().to(device) for name in tables}
+    state = replace(expected_state, **moved)
+    rows = [inputs[name] for name in ("slots", "seq_lens", "chosen", "confidence")]
+    got = advance_launch.advance_rows(state, *(value.to(device) for value in rows))
+    expected = advance_reference.advance_rows(expected_state, *rows)
+    pairs = [*zip(got, expected, strict=True)]
+    pairs += [(getattr(state, name), getattr(expected_state, name)) for name in tables[:3]]
+    is_equal = all(torch.equal(value.cpu(), other) for value, other in pairs)
+    return _result(f"rounds {num_rows}x{width}", 0.0, 0.0, is_equal)
+
+
 def checks(device: str, *, small: bool = False) -> list[tuple[str, Callable[[], Result]]]:
     """Every check by name; `small` ones are for the interpreter."""
     rows, vocab = (2, 300) if small else (64, 131072)
@@ -142,6 +164,8 @@ def checks(device: str, *, small: bool = False) -> list[tuple[str, Callable[[], 
         ("random", lambda: check_random_numbers(device)),
         ("unmask-32", lambda: check_unmask(device, many, 32)),
         ("unmask-63", lambda: check_unmask(device, many, 63)),
+        ("unmask-rounds-32", lambda: check_rounds(device, many, 32)),
+        ("unmask-rounds-63", lambda: check_rounds(device, many, 63)),
         ("prefix-32", lambda: check_prefix(device, many, 32)),
         ("rejection", lambda: check_rejection(device, many, 120, one_hot=False)),
         ("rejection-one-hot", lambda: check_rejection(device, many, 120, one_hot=True)),

@@ -35,8 +35,8 @@ def test_equal_prefixes(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("one_hot", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rejection(dtype: torch.dtype, one_hot: bool) -> None:
-    for seed, (length, vocab_size) in enumerate([(0, 7), (1, 63), (3, 7), (3, 600)]):
-        case = make_case(num_rows=3, length=length, vocab_size=vocab_size, one_hot=one_hot, seed=seed, dtype=dtype)
+    for seed, (length, vocab_size) in enumerate([(0, 7), (1, 63), (3, 600)]):
+        case = make_case(num_rows=2, length=length, vocab_size=vocab_size, one_hot=one_hot, seed=seed, dtype=dtype)
         got = launch.accept_rejection(**case.arguments(3), groups=32, block_v=512)
         expected = reference.accept_rejection(**case.arguments(3))
         assert torch.equal(got[0], expected[0])

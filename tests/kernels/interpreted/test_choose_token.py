@@ -164,7 +164,7 @@ def _sampling(num_rows: int, seed: int, *, filtered: bool) -> SamplingRows:
 @pytest.mark.parametrize("filtered", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_draws_equal_the_reference_except_at_edges_of_the_cdf(dtype: torch.dtype, filtered: bool) -> None:
-    for seed, (num_rows, vocab_size) in enumerate([(2, 1), (8, 7), (6, 63), (5, 1000), (4, 4097)]):
+    for seed, (num_rows, vocab_size) in enumerate([(1, 1), (5, 7), (3, 63), (3, 1000), (2, 4097)]):
         logits = _logits(num_rows, vocab_size, dtype, 2.0)
         sampling = _sampling(num_rows, seed, filtered=filtered)
         _check_draws(logits, sampling, vocab_size // 2 if vocab_size > 1 else -1)

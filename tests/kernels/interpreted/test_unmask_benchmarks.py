@@ -38,7 +38,7 @@ def test_a_quick_run_measures_every_implementation(
     for key, value in sizes.items():
         monkeypatch.setattr(bench, key, value, raising=False)
     # Tensors of the CPU would go to the reference; here the kernels are meant.
-    for op in ("choose_token", "unmask_block", "accept_prefix"):
+    for op in ("choose_token", "unmask_block", "accept_prefix", "advance_rows"):
         if hasattr(bench, op):
             package = "unmask_select" if op == "unmask_block" else op
             launch = importlib.import_module(f"dlm_kernels.ops.{package}.launch")

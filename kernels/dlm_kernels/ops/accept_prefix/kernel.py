@@ -92,13 +92,11 @@ def verify_rows_kernel(
     top_k = tl.load(top_k_ptr + request).to(tl.int64)
     top_p = tl.load(top_p_ptr + request).to(tl.float32)
     min_p = tl.load(min_p_ptr + request).to(tl.float32)
-    # A vocabulary of one id is compiled in as a number; the scan wants a tensor.
-    num_logits = tl.full([], 0, tl.int32) + vocab_size
     best, _others, _own, best_tile, masses = scan_split(
-        row_ptr, num_logits, excluded_token_id, scale, GROUPS, WIDTH, False, True
+        row_ptr, vocab_size, excluded_token_id, scale, GROUPS, WIDTH, False, True
     )
     row_max, _winner, _offsets, _group, best_id = winner_of(
-        row_ptr, num_logits, excluded_token_id, best, best_tile, GROUPS, WIDTH
+        row_ptr, vocab_size, excluded_token_id, best, best_tile, GROUPS, WIDTH
     )
     reference = tl.maximum(best * scale, FLOOR)
     mass = tl.sum((masses * tl.exp2(reference - tl.maximum(row_max * scale, FLOOR))).to(tl.float64), axis=0)

@@ -65,7 +65,7 @@ def accept_rejection(
     Args:
         draft_ids: `[R, L]` int64.
         draft_probs: `[R, L, V]` float, the distributions that the drafts were drawn from, or None for one-hot drafts.
-        logits: `[T, V]` float32, bfloat16 or float16, verifier rows; row `first_row[r] + i` speaks of draft i of r.
+        logits: `[T, V >= 2]` float32, bfloat16 or float16, verifier rows; `first_row[r] + i` speaks of draft i of r.
         first_row: `[R]` int64, with `first_row + num_drafts` in 0..T-1.
         num_drafts: `[R]` int64 in 0..L.
         sampling: how each request samples, all `[R]`; its `uniform` draws the bonus token. Temperature 0 is a
@@ -83,6 +83,8 @@ def accept_rejection(
     Source: speculative sampling, arXiv 2211.17192 section 2.3; NLD spec section 3.3.
     """
     num_rows, length = draft_ids.shape
+    if logits.dim() != 2 or logits.shape[1] < 2 or logits.stride(1) != 1:
+        raise ValueError(f"logits must be [T, V >= 2] with columns side by side, got {list(logits.shape)}")
     expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
         "first_row": (first_row, (num_rows,)),
         "num_drafts": (num_drafts, (num_rows,)),

@@ -20,7 +20,7 @@ def as_text(plan: Plan) -> str:
         parts += [_speed(plan), _crossovers(plan)]
     else:
         parts.append("No speed bounds: give --bandwidth-gb-s and --tflop-s as measured on this device.")
-    return "\n\n".join([*parts, "Suggested settings (dlm-sglang serve --config FILE):\n", as_yaml(plan)])
+    return "\n\n".join([*parts, f"Suggested settings (dlm-sglang serve --config FILE):\n\n{as_yaml(plan)}"])
 
 
 def as_yaml(plan: Plan) -> str:
@@ -76,7 +76,7 @@ def _memory(plan: Plan) -> str:
     question, capacity = plan.question, plan.capacity
     rows = [
         ("free before loading", capacity.free_bytes, _source(plan)),
-        ("weights", capacity.weight_bytes, f"{question.shape.num_params / 1e9:.2f} G parameters, {question.dtype}"),
+        ("weights", capacity.weight_bytes, f"{_count(question.shape.num_params)} parameters, {question.dtype}"),
         ("KV pool", capacity.kv_bytes, f"{capacity.kv_tokens} tokens of {capacity.kv_bytes_per_token} bytes"),
         (
             "kept free",
@@ -156,6 +156,10 @@ def _crossovers(plan: Plan) -> str:
     ]
     note = "Requests from which AR is at least as fast; - where the KV pool ends before."
     return f"{render(('AR overtakes at', *labels), rows)}\n{note}"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} G" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 
 def _size(num_bytes: int) -> str:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from dlm_sglang.measure.bench import Row
-from dlm_sglang.measure.plots.style import Axes, Figure, colour_of, figure, marker_of
+from dlm_sglang.measure.plots.style import Axes, Figure, colour_of, figure, legend_below, marker_of
 
 _LINE_STYLES = ("-", "--", ":", "-.")
 BASELINE = "autoregressive"
@@ -27,7 +27,7 @@ def throughput_over_latency(rows: Sequence[Row]) -> Figure:
     axes.set_title("Throughput over speed for one user; the numbers are concurrent requests", fontsize=10, loc="left")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.legend()
+    legend_below(made)
     return made
 
 
@@ -52,7 +52,7 @@ def throughput_over_load(rows: Sequence[Row]) -> Figure:
     axes.set_ylabel("tokens per second of all users")
     told = "; ".join(f"AR overtakes {setting} near {at:.0f}" for setting, at in crossings.items())
     axes.set_title(told or "AR overtakes no other setting up to this load", fontsize=10, loc="left")
-    axes.legend()
+    legend_below(made)
     return made
 
 

@@ -28,6 +28,8 @@ def draw(plan: Plan) -> Figure:
     if has_speed:
         _speed(axes[2], plan)
     name = f"{plan.question.shape.name} on {plan.question.gpu.name}, {plan.question.dtype}: computed, not measured"
+    if has_speed:
+        style.legend_below(made, right=True)
     made.suptitle(name, fontsize=11, x=0.01, ha="left")
     return made
 
@@ -41,36 +43,31 @@ def _memory(axes: Axes, plan: Plan) -> None:
         ("logits, activations,\ngraphs, spare", kept, "#BBBBBB"),
     )
     bottom = 0.0
-    total = capacity.free_bytes / GIB
     for name, size, colour in parts:
-        height = size / GIB
-        axes.bar([0], [height], bottom=bottom, color=colour, width=0.5)
-        axes.annotate(
-            f"{name}\n{height:.1f} GiB", (0.3, min(bottom + height / 2, 0.97 * total)), va="center", fontsize=9
-        )
-        bottom += height
-    axes.set_xlim(-0.35, 1.0)
+        axes.bar([0], [size / GIB], bottom=bottom, color=colour, width=0.5, label=f"{name}: {size / GIB:.1f} GiB")
+        bottom += size / GIB
+    axes.set_xlim(-0.35, 1.6)
     axes.set_xticks([])
     axes.set_ylabel("GiB")
     axes.set_title("memory", fontsize=10, loc="left")
     axes.grid(visible=False)
+    handles, names = axes.get_legend_handles_labels()
+    # In the order of the stack.
+    axes.legend(handles[::-1], names[::-1], loc="center right")
 
 
 def _concurrency(axes: Axes, plan: Plan) -> None:
+    way = plan.ways[1]
     contexts = list(plan.concurrency)
-    for way, line in _styled([plan.ways[0], plan.ways[1]]):
-        counts = [plan.concurrency[context][way.label] for context in contexts]
-        axes.plot(contexts, counts, line, marker="o", markersize=4, color=colour_of(way.mode), label=_name(way))
+    counts = [plan.concurrency[context][way.label] for context in contexts]
+    axes.plot(contexts, counts, "-o", markersize=4, color="#333333")
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    axes.set_yscale("log", base=2)
     axes.set_xticks(contexts, [f"{context // 1024}k" if context >= 1024 else str(context) for context in contexts])
+    axes.set_yticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
-    for context in contexts:
-        count = plan.concurrency[context][plan.ways[0].label]
-        axes.annotate(str(count), (context, count), textcoords="offset points", xytext=(4, 5), fontsize=8)
     axes.set_xlabel("tokens per request")
-    axes.set_title("requests that the KV pool holds", fontsize=10, loc="left")
-    axes.legend()
+    axes.set_title(f"requests that the KV pool holds (block {way.block_length})", fontsize=10, loc="left")
 
 
 def _speed(axes: Axes, plan: Plan) -> None:
@@ -94,7 +91,6 @@ def _speed(axes: Axes, plan: Plan) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"requests at a time, {context} tokens each")
     axes.set_title("tok/s of all requests, attainable", fontsize=10, loc="left")
-    axes.legend()
 
 
 def _name(way: Way) -> str:

@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["Axes", "Figure", "colour_of", "figure", "marker_of", "png", "save"]
+__all__ = ["Axes", "Figure", "colour_of", "figure", "legend_below", "marker_of", "png", "save"]
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 _COLOURS: Mapping[str, str] = {
@@ -65,6 +65,12 @@ def figure(columns: int = 1, *, width: float = 7.2, height: float = 4.4) -> tupl
     """A figure with axes side by side; sizes in inches."""
     made, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
     return made, list(axes[0])
+
+
+def legend_below(made: Figure, *, right: bool = False) -> None:
+    """One legend for the figure, under it, where no line can run through it."""
+    handles, names = made.axes[-1].get_legend_handles_labels()
+    made.legend(handles, names, loc="outside lower right" if right else "outside lower left", ncols=3)
 
 
 def save(made: Figure, path: Path) -> None:

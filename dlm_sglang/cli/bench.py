@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
     from dlm_sglang.measure.bench import BenchPlan
 
+COMPARISON_ONLY = ("model_path",)
+LOAD_ONLY = (
+    *("rates", "only_rates", "prompts", "max_tokens", "no_stream", "warm_prefix_cache"),
+    *("ttft_target_ms", "token_target_ms", "latency_target_ms"),
+    *("modes", "block_lengths", "steps", "thresholds", "cross", "draft_thresholds", "temperature"),
+    *("resume", "plots", "html"),
+)
+
 
 def add_parser(commands: Commands) -> None:
     """Add the command's flags."""
@@ -31,7 +39,9 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--model-path", type=Path, default=BUNDLED_PATH, help="checkpoint (default: the bundled one)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N")
-    parser.add_argument("--requests", type=int, default=24, help="per run, at least twice the concurrency")
+    parser.add_argument(
+        "--requests", type=int, default=24, help="per run, at least twice the concurrency (with --url four times)"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the results as JSON too; with --url JSON lines (bench.jsonl)"
@@ -55,11 +65,24 @@ def add_parser(commands: Commands) -> None:
     load.add_argument("--latency-target-ms", type=float, metavar="X", help="goodput: longest time to the whole answer")
     sweep_flags.add_settings(parser)
     sweep_flags.add_files(parser)
-    parser.set_defaults(run=run)
+    defaults = {name: parser.get_default(name) for name in (*LOAD_ONLY, *COMPARISON_ONLY)}
+    parser.set_defaults(run=run, defaults=defaults)
 
 
 def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
-    """Measure and print."""
+    """Measure and print.
+
+    Raises:
+        SettingsError: a flag has no effect here.
+    """
+    idle = COMPARISON_ONLY if arguments.url else LOAD_ONLY
+    for name in idle:
+        if getattr(arguments, name) != arguments.defaults[name]:
+            raise SettingsError(
+                f"--{name.replace('_', '-')} has no effect {'with' if arguments.url else 'without'} --url",
+                code="flag-without-effect",
+                hint="leave it out" if arguments.url else "name the server: --url http://127.0.0.1:30000",
+            )
     return _run_load(arguments) if arguments.url else _run_comparison(arguments)
 
 

@@ -15,7 +15,7 @@ from dlm_sglang.errors import DlmError
 STATS_KEY = "dlm"
 _DATA = b"data: "
 _OK = 200
-_FIRST_SERVER_ERROR = 500
+FIRST_SERVER_ERROR = 500
 
 
 class ServerGone(DlmError):
@@ -93,7 +93,7 @@ async def ask(
 
 
 def _refusal(status: int, text: str) -> DlmError:
-    kind = ServerGone if status >= _FIRST_SERVER_ERROR else RequestRefused
+    kind = ServerGone if status >= FIRST_SERVER_ERROR else RequestRefused
     try:
         error = json.loads(text)["error"]
         text = str(error["message"] if isinstance(error, dict) else error)

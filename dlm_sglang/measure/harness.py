@@ -9,13 +9,16 @@ from __future__ import annotations
 import importlib.util
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import aiohttp
+
 from dlm_sglang.errors import SettingsError
 from dlm_sglang.measure import identity
-from dlm_sglang.measure.client import STATS_KEY, Record, ServerGone
+from dlm_sglang.measure.client import FIRST_SERVER_ERROR, STATS_KEY, Record, RequestRefused, ServerGone
 from dlm_sglang.measure.grid import DecodeSetting
 from dlm_sglang.measure.metrics import cost
 
@@ -54,20 +57,34 @@ def measurement(plan: EvalPlan, model: str, setting: DecodeSetting) -> Callable[
 
         identity.flush_cache(plan.url, plan.api_key)
         seen = _Seen([], 0.0)
-        results = lm_eval.simple_evaluate(
-            model=_chat_model(plan, model, seen),
-            tasks=list(plan.harness_tasks),
-            limit=plan.num_prompts,
-            apply_chat_template=True,
-            gen_kwargs={**plan.sampling, **setting.fields()},
-            task_manager=TaskManager(include_path=None if plan.include_path is None else str(plan.include_path)),
-            bootstrap_iters=0,
-        )
+        with _told_as_ours(plan.url):
+            results = lm_eval.simple_evaluate(
+                model=_chat_model(plan, model, seen),
+                tasks=list(plan.harness_tasks),
+                limit=plan.num_prompts,
+                apply_chat_template=True,
+                gen_kwargs={**plan.sampling, **setting.fields()},
+                task_manager=TaskManager(include_path=None if plan.include_path is None else str(plan.include_path)),
+                bootstrap_iters=0,
+            )
         if not seen.records:
             raise ServerGone(f"{plan.url} gave no answer")
         return {"fields": setting.fields(), **_scores(results["samples"]), "numbers": _numbers(seen)}
 
     return measure
+
+
+@contextmanager
+def _told_as_ours(url: str) -> Iterator[None]:
+    """Failures of the harness's HTTP client, told apart as everywhere else."""
+    try:
+        yield
+    except aiohttp.ClientResponseError as error:
+        if error.status < FIRST_SERVER_ERROR:
+            raise RequestRefused(f"the server answered {error.status}: {error.message}") from None
+        raise ServerGone(f"the server answered {error.status}: {error.message}") from None
+    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        raise ServerGone(f"{url} stopped answering: {error or type(error).__name__}") from None
 
 
 @dataclass
@@ -145,7 +162,8 @@ def _scores(samples: Mapping[str, Sequence[Mapping[str, object]]]) -> dict[str, 
                     code="task-not-binary",
                     hint="name tasks whose answers are right or wrong",
                 )
-            own += "1" if float(str(sample[name])) >= 1 else "0"
+            score = sample[name]
+            own += "1" if isinstance(score, int | float) and score >= 1 else "0"
             answers.append(zlib.crc32(str(sample["resps"]).encode()))
         hits += own
         by_task[task] = own.count("1") / len(own)

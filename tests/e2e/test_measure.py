@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import PreTrainedTokenizerFast
 
 from dlm_sglang.bundled.evaluate import Measurement, measure
@@ -168,3 +169,33 @@ def _kill_after(server: Server, out: Path, num_lines: int) -> None:
     for process in psutil.Process(server.process.pid).children(recursive=True):
         process.send_signal(signal.SIGKILL)
     stop_tree(server.process.pid)
+
+
+def series(server: Server, mode: str) -> dict[str, float]:
+    """Our Prometheus counters of one mode, summed over their other labels; empty where the server has none."""
+    response = server.get("/metrics", follow_redirects=True)
+    if response.status_code != 200:
+        return {}
+    totals: dict[str, float] = {}
+    for family in text_string_to_metric_families(response.text):
+        for sample in family.samples:
+            if sample.name.startswith("dlm_") and sample.name.endswith("_total") and mode in sample.labels.values():
+                totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+    return totals
+
+
+@pytest.mark.parametrize("setting", GRID, ids=lambda setting: setting.mode)
+def test_prometheus_counts_what_eval_counts(server: Server, tmp_path: Path, setting: DecodeSetting) -> None:
+    before = series(server, setting.mode)
+    grid = list(dict.fromkeys([GRID[0], setting]))
+    store, _ = run_eval(EvalPlan(server.url, grid, num_prompts=8, seed=11), tmp_path / "e.jsonl", lambda _: None)
+    after = series(server, setting.mode)
+    if "dlm_forwards_total" not in after:
+        pytest.skip("this server has no dlm_ series on /metrics")
+    numbers = numbers_of(store.lines[-1])
+    for name, counted in (
+        ("dlm_forwards_total", "num_forwards"),
+        ("dlm_output_tokens_total", "output_tokens"),
+        ("dlm_requests_total", "requests"),
+    ):
+        assert after[name] - before.get(name, 0.0) == numbers[counted], name

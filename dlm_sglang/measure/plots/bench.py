@@ -75,15 +75,20 @@ def crossovers(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _lines(rows: Sequence[Row]) -> list[tuple[str, list[Row], str]]:
-    """Rows by setting, with a line style that tells settings of one mode apart."""
+    """Rows by setting and kind of load, with a line style that tells lines of one mode apart."""
     made: list[tuple[str, list[Row], str]] = []
     seen: dict[str, int] = {}
-    for setting in dict.fromkeys(row.setting for row in rows if not row.refused):
+    for setting, is_open in dict.fromkeys((row.setting, _is_open(row)) for row in rows if not row.refused):
         mode = _mode(setting)
-        own = sorted((row for row in rows if row.setting == setting), key=_load)
-        made.append((setting, own, _LINE_STYLES[seen.get(mode, 0) % len(_LINE_STYLES)]))
+        own = sorted((row for row in rows if (row.setting, _is_open(row)) == (setting, is_open)), key=_load)
+        name = f"{setting}, arrivals" if is_open else setting
+        made.append((name, own, _LINE_STYLES[seen.get(mode, 0) % len(_LINE_STYLES)]))
         seen[mode] = seen.get(mode, 0) + 1
     return made
+
+
+def _is_open(row: Row) -> bool:
+    return row.pattern.rate_s is not None
 
 
 def _load(row: Row) -> float:
@@ -91,7 +96,7 @@ def _load(row: Row) -> float:
 
 
 def _mode(setting: str) -> str:
-    return setting.partition(" ")[0]
+    return setting.partition(" ")[0].rstrip(",")
 
 
 def _line(axes: Axes, setting: str, style: str, xs: Sequence[float], ys: Sequence[float]) -> None:

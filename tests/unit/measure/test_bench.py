@@ -16,6 +16,7 @@ from dlm_sglang.measure.client import ServerGone
 from dlm_sglang.measure.drive import Pattern
 from dlm_sglang.measure.grid import make_grid
 from dlm_sglang.measure.metrics import Targets
+from dlm_sglang.measure.plots import bench as plots
 from dlm_sglang.measure.prompts import load_prompts
 from dlm_sglang.measure.store import read_results
 from tests.unit.measure.conftest import NUM_TOKENS, FakeServer
@@ -115,3 +116,21 @@ def test_warm_up_never_exceeds_the_concurrency(fake: FakeServer, tmp_path: Path)
     plan = plan_of(fake, repetitions=1, patterns=[Pattern(concurrency=20)], settings=make_grid(["ar"]))
     run_bench(plan, tmp_path / "b.jsonl", lambda _: None)
     assert len(fake.bodies) == 20 + bench.WARM_UP_REQUESTS
+
+
+def row(setting: str, tok_s: float, *, concurrency: int | None = None, rate_s: float | None = None) -> bench.Row:
+    numbers = {"tok_s": (tok_s, tok_s, tok_s), "user_tok_s": (1.0, 1.0, 1.0)}
+    return bench.Row(setting, Pattern(concurrency, rate_s), 1, numbers)
+
+
+def test_ar_overtakes_between_the_loads_where_the_lines_cross() -> None:
+    rows = [row("autoregressive", speed, concurrency=users) for users, speed in ((1, 100), (8, 500), (32, 1600))]
+    rows += [row("diffusion block 16", speed, concurrency=users) for users, speed in ((1, 300), (8, 900), (32, 1200))]
+    rows += [row("self_speculation", 2000, concurrency=users) for users in (1, 8, 32)]
+    assert plots.crossovers(rows) == {"diffusion block 16": pytest.approx(8 + 24 * 400 / 800)}
+
+
+def test_arrivals_and_users_are_lines_of_their_own() -> None:
+    rows = [row("autoregressive", 1, concurrency=1), row("autoregressive", 1, rate_s=2.0)]
+    assert [name for name, _, _ in plots._lines(rows)] == ["autoregressive", "autoregressive, arrivals"]
+    plots.throughput_over_latency(rows)

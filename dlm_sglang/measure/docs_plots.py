@@ -38,6 +38,8 @@ BENCH_SETTINGS = (
     DecodeSetting("self_speculation", 32),
     DecodeSetting("diffusion", 16, confidence_threshold=0.9),
 )
+# Blocks with this ending are text, not tables.
+PROSE = "-about"
 MAX_LOSS = 0.01
 
 
@@ -66,7 +68,9 @@ def fill(page: str, blocks: dict[str, str]) -> str:
         name = match["name"]
         if name not in blocks:
             return match[0]
-        return f"<!-- begin {name} -->\n```text\n{blocks[name].strip()}\n```\n<!-- end {name} -->"
+        text = blocks[name].strip()
+        body = text if name.endswith(PROSE) else f"```text\n{text}\n```"
+        return f"<!-- begin {name} -->\n{body}\n<!-- end {name} -->"
 
     return re.sub(r"<!-- begin (?P<name>[\w-]+) -->.*?<!-- end (?P=name) -->", block, page, flags=re.DOTALL)
 
@@ -111,7 +115,11 @@ def _eval_blocks() -> dict[str, str]:
     areas = ", ".join(f"{mode} {value:.2f}" for mode, value in eval_text.areas(rows).items())
     told = f"{table}\n\narea under the accuracy-parallelism curve: {areas}\nrecommended: {advice.row.setting}: "
     advices = [f"at most {loss:.0%} lost: {quality.recommend(rows, loss).row.setting}" for loss in (0.0, 0.01, 0.1)]
-    return {"eval": f"{told}{advice.reason}", "eval-advice": "\n".join(advices)}
+    return {
+        "eval": f"{told}{advice.reason}",
+        "eval-advice": "\n".join(advices),
+        "eval-about": bench_report.provenance(results),
+    }
 
 
 def _plan_blocks() -> dict[str, str]:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from dlm_sglang.measure.bench import Row
+from dlm_sglang.measure.plots import labels
 from dlm_sglang.measure.plots.style import Axes, Figure, colour_of, figure, legend_below, marker_of
 
 _LINE_STYLES = ("-", "--", ":", "-.")
@@ -14,20 +15,21 @@ BASELINE = "autoregressive"
 
 def throughput_over_latency(rows: Sequence[Row]) -> Figure:
     """Total tok/s over what one user sees, one line a setting, one point a load."""
-    made, (axes,) = figure()
+    made, (axes,) = figure(height=4.8)
+    points = []
     for setting, own, style in _lines(rows):
-        points = [(row.median("user_tok_s"), row.median("tok_s"), row) for row in own]
-        known = [(x, y, row) for x, y, row in points if x is not None and y is not None]
-        _line(axes, setting, style, [x for x, _, _ in known], [y for _, y, _ in known])
-        for x, y, row in known:
-            text = f"{row.pattern.concurrency or f'{row.pattern.rate_s:g}/s'}"
-            axes.annotate(text, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7.5, color="#444444")
+        known = [row for row in own if row.median("user_tok_s") is not None and row.median("tok_s") is not None]
+        xs, ys = ([row.median(name) or 0.0 for row in known] for name in ("user_tok_s", "tok_s"))
+        _line(axes, setting, style, xs, ys)
+        loads = [f"{row.pattern.concurrency or f'{row.pattern.rate_s:g}/s'}" for row in known]
+        points += list(zip(xs, ys, loads, strict=True))
     axes.set_xlabel("tokens per second that one user sees (mean)")
     axes.set_ylabel("tokens per second of all users")
     axes.set_title("Throughput over speed for one user; the numbers are concurrent requests", fontsize=10, loc="left")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     legend_below(made)
+    labels.place(axes, points)
     return made
 
 

@@ -67,6 +67,18 @@ bench-kernels: setup-dev ## check and time the kernels on a GPU
 eval: setup ## score the bundled checkpoint on held-out prompts
 	@exec $(BIN)/python -m dlm_sglang.bundled.evaluate $(ARGS)
 
+.PHONY: plan
+plan: setup ## what fits on a GPU and how fast it can be: ARGS="--model nld-8b --gpu h100"
+	@exec $(BIN)/dlm-sglang plan $(ARGS)
+
+.PHONY: configs
+configs: setup ## write configs/ anew, as `plan` suggests
+	$(BIN)/python -m dlm_sglang.measure.plan.shipped
+
+.PHONY: docs-plots
+docs-plots: setup ## measure and draw the plots and tables of docs/ (about 10 minutes on 2 quiet cores)
+	$(BIN)/python -m dlm_sglang.measure.docs_plots $(ARGS)
+
 .PHONY: train
 train: setup ## train the bundled checkpoint again (at most 2 hours on 2 cores)
 	@exec $(BIN)/python -m dlm_sglang.bundled.train $(ARGS)

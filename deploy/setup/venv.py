@@ -67,6 +67,7 @@ class Plan:
     @property
     def requirement_files(self) -> tuple[Path, ...]:
         names = ["gpu.txt"] if self.device == "cuda" else ["cpu.txt", "sglang.txt"]
+        names.append("measure.txt")
         return tuple(REQUIREMENTS / name for name in (*names, *(["dev.txt"] if self.dev else [])))
 
     def key(self) -> str:

@@ -14,15 +14,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dlm_sglang.bundled import decode
 from dlm_sglang.bundled.batches import encode
 from dlm_sglang.bundled.rows import RowResult, Rows
 from dlm_sglang.bundled.tasks import HELD_OUT_SEED, TASK_NAMES, Task, check, generate
 from dlm_sglang.reference.model import NldModel, load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BUNDLED_FOLDER = Path(__file__).parent.parent / "assets" / "bundled"
 MAX_NEW_TOKENS = 64
@@ -117,6 +120,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tasks", action="store_true", help="also print the exact match of every task")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_args(argv)
+    # Only the command needs it: importing it costs seconds, and tests bring a tokenizer of their own.
+    from transformers import AutoTokenizer
+
     model = load_model(args.model)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     tasks = generate("held-out", HELD_OUT_SEED, args.n)

@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dlm_sglang.cli import bench, params, serve
+from dlm_sglang.cli import bench, eval, params, plan, serve
 from dlm_sglang.errors import DlmError
 
-COMMANDS = (serve, bench, params)
+COMMANDS = (serve, plan, bench, eval, params)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

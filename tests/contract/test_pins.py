@@ -22,7 +22,7 @@ def pins(name: str) -> dict[str, str]:
     return {canonicalize_name(item.name): str(item.specifier).removeprefix("==") for item in parsed}
 
 
-LOCK = pins("cpu.txt") | pins("sglang.txt") | pins("dev.txt")
+LOCK = pins("cpu.txt") | pins("sglang.txt") | pins("measure.txt") | pins("dev.txt")
 needs_cpu_path = pytest.mark.skipif(
     not re.search(r"\+cpu$", distribution("torch").version), reason="the environment is not the CPU lock's"
 )
@@ -35,7 +35,7 @@ def required_by(name: str) -> list[Requirement]:
 
 
 def test_files_pin_every_package_to_one_version() -> None:
-    for name in ("cpu.txt", "sglang.txt", "dev.txt", "gpu.txt"):
+    for name in ("cpu.txt", "sglang.txt", "measure.txt", "dev.txt", "gpu.txt"):
         assert all(re.fullmatch(r"[\w.]+", version) for version in pins(name).values()), name
     assert pins("gpu.txt").items() <= LOCK.items()
 

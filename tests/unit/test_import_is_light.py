@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "triton", "sglang", "transformers", "torchvision", "numpy", "fastapi"}
+HEAVY = {"torch", "triton", "sglang", "transformers", "torchvision", "numpy", "fastapi", "matplotlib", "aiohttp"}
 
 
 def modules_after(program: str) -> set[str]:
@@ -34,10 +34,11 @@ def test_import_loads_nothing_heavy(program: str) -> None:
     assert modules_after(program) & HEAVY == set()
 
 
-def test_help_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize("command", [[], ["plan"], ["bench"], ["eval"]])
+def test_help_loads_nothing_heavy(command: list[str]) -> None:
     program = (
         "import contextlib, io\nfrom dlm_sglang.cli.main import main\n"
-        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(['--help'])"
+        f"with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main({[*command, '--help']})"
     )
     assert modules_after(program) & HEAVY == set()
 
@@ -46,3 +47,11 @@ def test_start_up_hook_imports_nothing_but_itself() -> None:
     before = modules_after("pass")
     after = modules_after("from dlm_sglang.torchvision_cpu import install; install()")
     assert after - before <= {"dlm_sglang"}
+
+
+def test_a_plan_needs_neither_a_model_nor_a_plot_library() -> None:
+    program = (
+        "import contextlib, io\nfrom dlm_sglang.cli.main import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()): assert main(['plan', '--model', 'nld-8b']) == 0"
+    )
+    assert modules_after(program) & HEAVY == set()

@@ -1,0 +1,1 @@
+"""PNG plots; matplotlib is loaded only when one is drawn."""

@@ -59,6 +59,7 @@ bench: setup ## measure the modes against plain SGLang
 .PHONY: bench-engine
 bench-engine: setup ## measure where a decode round's time goes
 	@exec $(BIN)/python -m dlm_sglang.measure.engine $(ARGS)
+
 .PHONY: bench-kernels
 bench-kernels: setup-dev ## check and time the kernels on a GPU
 	@exec $(BIN)/python kernels/benchmarks/run_gpu.py $(ARGS)

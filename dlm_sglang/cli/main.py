@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dlm_sglang.cli import bench, eval, params, plan, serve
+from dlm_sglang.cli import bench, eval, params, plan, random_checkpoint, serve
 from dlm_sglang.errors import DlmError
 
-COMMANDS = (serve, plan, bench, eval, params)
+COMMANDS = (serve, plan, bench, eval, params, random_checkpoint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,7 +38,8 @@ def choose_token(
     confidence beside a +inf logit is unspecified. The kernel takes logits below -1e38 for -inf.
 
     Args:
-        logits: `[N, V]` float32, bfloat16 or float16 (on CPU float64 too), any row stride, columns side by side; not changed.
+        logits: `[N, V]` float32, bfloat16 or float16, on CPU float64 too; any row stride, columns side by side; not
+            changed.
         excluded_token_id: never chosen (the mask id); -1 excludes nothing.
         sampling: per-row parameters, or None where every row is greedy.
         is_settled: `[N]` bool, rows without interest (settled, prompt, padding): they are not read, and give

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from dlm_sglang.decode.policy import DecodePolicy
     from dlm_sglang.decode.round import RoundInputs
 
+# Below this many logits it costs more to tell which of them matter than to look at all.
+MIN_LOGITS_TO_SKIP = 1 << 22
+
 
 def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Pick a token for every query token of the round.
@@ -31,13 +34,28 @@ def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> tup
 
     Source: spec sections 3.1 to 3.3; drafts that a verifier checks are greedy.
     """
-    sampling = _sampling_rows(state, inputs) if inputs.layout.may_sample else None
+    layout = inputs.layout
     return choose_token(
         logits,
         excluded_token_id=state.mask_token_id,
-        sampling=sampling,
-        needs_confidence=inputs.layout.ranks_masks,
+        sampling=_sampling_rows(state, inputs) if layout.may_sample else None,
+        is_settled=_settled_tokens(state, inputs) if logits.numel() >= MIN_LOGITS_TO_SKIP else None,
+        needs_confidence=layout.ranks_masks,
     )
+
+
+def _settled_tokens(state: BlockState, inputs: RoundInputs) -> Tensor | None:
+    """`[T]` bool, tokens whose logits nobody needs: filled positions, all but the last of an unverified commit."""
+    layout = inputs.layout
+    if layout.is_autoregressive:
+        return None
+    offsets = state.offsets[: layout.max_width]
+    is_denoise = (inputs.progress.phase == DENOISE)[:, None]
+    is_last = offsets == (inputs.progress.length - 1)[:, None]
+    is_wanted_by_commit = is_last | (inputs.ints.accepts_whole_block == 0)[:, None]
+    is_wanted = torch.where(is_denoise, state.is_masked[inputs.slots, : layout.max_width], is_wanted_by_commit)
+    is_settled = ~layout.per_block(is_wanted)
+    return is_settled if inputs.is_padding is None else is_settled | inputs.is_padding
 
 
 def _sampling_rows(state: BlockState, inputs: RoundInputs) -> SamplingRows:

@@ -56,6 +56,12 @@ class RoundLayout:
             return per_row
         return per_row[self.row_of_token]
 
+    def per_block(self, per_position: Tensor) -> Tensor:
+        """Bring an `[R, L]` tensor into tokens, the opposite of `per_position`: `[T]`."""
+        if self.is_uniform:
+            return per_position.reshape(-1)
+        return per_position[self.row_of_token, self.offset_of_token]
+
     def per_position(self, per_token: Tensor) -> Tensor:
         """Bring a `[T]` tensor into rows: `[R, L]`."""
         if self.is_uniform:

@@ -85,13 +85,9 @@ def plan_round(
     kv_lens = seq_lens + (1 if layout.is_autoregressive else progress.length)
     if layout.is_autoregressive:
         input_ids, positions, kv_limit = canvas[:, 0], seq_lens, kv_lens
-    elif layout.is_uniform:
-        input_ids = canvas.reshape(-1)
-        positions = (seq_lens[:, None] + state.offsets[: layout.max_width]).view(-1)
-        kv_limit = torch.maximum(positions + 1, layout.per_token(torch.where(is_denoise, kv_lens, 0)))
     else:
-        input_ids = canvas[layout.row_of_token, layout.offset_of_token]
-        positions = seq_lens[layout.row_of_token] + layout.offset_of_token
+        input_ids = layout.per_block(canvas)
+        positions = layout.per_token(seq_lens) + layout.offset_of_token
         kv_limit = torch.maximum(positions + 1, layout.per_token(torch.where(is_denoise, kv_lens, 0)))
     is_padding = None
     if may_cut:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dlm_sglang.decode import choose
 from dlm_sglang.decode.policy import DecodePolicy, make_policy
 from dlm_sglang.params import DecodeParams, GenerationMode
 from dlm_sglang.reference.config import NldConfig
@@ -118,6 +119,15 @@ def test_mixed_batch_gives_every_row_the_oracles_tokens(model: NldModel, seed: i
         prompt = [rng.randrange(VOCAB) for _ in range(rng.choice([1, 5, 60, 90, 95]))]
         requests.append((prompt, _draw(rng)))
     _check(model, requests, stop_ids=(2, 7), **how)
+
+
+@pytest.mark.parametrize("how", HOWS[::3], ids=lambda how: "-".join(how) or "as they are")
+def test_logits_that_nobody_needs_are_not_looked_at(
+    model: NldModel, how: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "MIN_LOGITS_TO_SKIP", 0)
+    rng = random.Random(31)
+    _check(model, [([1, 2, 3], _draw(rng)) for _ in range(8)], stop_ids=(2, 7), **how)
 
 
 def test_row_alone_gives_what_it_gives_in_a_batch(model: NldModel) -> None:

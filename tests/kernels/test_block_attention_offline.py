@@ -37,10 +37,15 @@ VARIANTS = [
 
 
 @pytest.fixture(scope="module")
-def compiled() -> Iterator[dict[Variant, OfflineKernel]]:
-    num_workers = min(len(os.sched_getaffinity(0)), 8)
-    with ProcessPoolExecutor(num_workers, get_context("spawn")) as pool:
-        yield dict(zip(VARIANTS, pool.map(compile_attention, VARIANTS), strict=True))
+def workers() -> Iterator[ProcessPoolExecutor]:
+    # Processes of their own also keep the compiler's libraries out of the other tests' one.
+    with ProcessPoolExecutor(min(len(os.sched_getaffinity(0)), 8), get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def compiled(workers: ProcessPoolExecutor) -> dict[Variant, OfflineKernel]:
+    return dict(zip(VARIANTS, workers.map(compile_attention, VARIANTS), strict=True))
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -73,15 +78,15 @@ def test_the_loop_without_a_mask_compares_nothing_per_score(
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_plan_kernels_compile(deterministic: bool) -> None:
-    for kernel in compile_plan_kernels(deterministic):
+def test_plan_kernels_compile(deterministic: bool, workers: ProcessPoolExecutor) -> None:
+    for kernel in workers.submit(compile_plan_kernels, deterministic).result():
         assert kernel.n_spills == 0
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_the_merge_has_room_for_many_programs(head_dim: int, deterministic: bool) -> None:
-    kernel = compile_merge(Variant(head_dim=head_dim, deterministic=deterministic))
+def test_the_merge_has_room_for_many_programs(head_dim: int, deterministic: bool, workers: ProcessPoolExecutor) -> None:
+    kernel = workers.submit(compile_merge, Variant(head_dim=head_dim, deterministic=deterministic)).result()
     assert kernel.n_spills == 0 and kernel.blocks_per_sm() >= 2
     # The loads of several parts are under way before the first is used.
     assert kernel.inner_loops and max(loop.count("LDG") for loop in kernel.inner_loops) >= 8

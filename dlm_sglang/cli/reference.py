@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dlm_sglang.param_table import FIELDS, MIN_BLOCK_LENGTH, MODE_ALIASES, Field, GenerationMode
 from dlm_sglang.setting_table import SETTINGS, Setting
-from dlm_sglang.settings import allowed
+from dlm_sglang.settings import allowed, as_text
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SERVER_MAXIMUM = "the server's `max_block_length`"
@@ -63,7 +63,7 @@ def markdown() -> str:
             f"`{setting.variable}`",
             f"`{setting.sglang_flag}`" if setting.sglang_flag else "none",
             allowed(setting),
-            "null" if setting.default is None else f"`{setting.default}`",
+            "null" if setting.default is None else f"`{as_text(setting.default)}`",
             setting.meaning,
         )
         for setting in SETTINGS

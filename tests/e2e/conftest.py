@@ -29,6 +29,11 @@ SMALL_FLAGS = (
     # Admit more than fits, so that requests are retracted.
     *("--schedule-conservativeness", "0.05"),
 )
+SERVED_NAME = "nld"
+FRONT_FLAGS = (
+    *("--max-total-tokens", str(POOL_TOKENS), "--served-model-name", SERVED_NAME),
+    *("--enable-metrics", "--reasoning-parser", "qwen3", "--tool-call-parser", "qwen25"),
+)
 DIFFUSIONS_PER_PROMPT = 3
 # SGLang counts every KV slot after every round, not only when idle, and stops at the first one that is lost.
 STRICT_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
@@ -48,6 +53,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log_file = tmp_path_factory.mktemp("server") / "server.log"
     server = start_server(checkpoint, log_file, ["--max-total-tokens", str(POOL_TOKENS)], STRICT_CHECKS)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def front_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of the tests of the front end: with a name, with metrics, with a parser of thoughts."""
+    log_file = tmp_path_factory.mktemp("front-server") / "server.log"
+    server = start_server(checkpoint, log_file, FRONT_FLAGS, STRICT_CHECKS)
     try:
         yield server
     finally:
@@ -119,7 +135,7 @@ def mixed_asks(prompts: list[tuple[int, ...]]) -> list[Ask]:
 def server_stays_well(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each test on the shared server: it lives, and told of no leak and no crash."""
     yield
-    for name in {"server", "small_server"} & set(request.fixturenames):
+    for name in {"server", "small_server", "front_server"} & set(request.fixturenames):
         server: Server = request.getfixturevalue(name)
         assert server.is_alive(), f"the server ended with status {server.process.returncode}"
         assert server.alarms() == []

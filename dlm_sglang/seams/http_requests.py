@@ -18,7 +18,7 @@ from dlm_sglang.api.errors import overloaded
 from dlm_sglang.api.front import Front
 from dlm_sglang.api.metrics import ABORTED, Metrics
 from dlm_sglang.api.size import sized
-from dlm_sglang.api.translate import translate_sampling
+from dlm_sglang.api.translate import modes_of, translate_sampling
 from dlm_sglang.api.unsupported import REFUSALS, Surface, refuse_unsupported
 from dlm_sglang.errors import RequestError
 from dlm_sglang.params import FLAT_KEY
@@ -174,8 +174,9 @@ _NATIVE_NAMES = tuple(refusal.name for refusal in REFUSALS if Surface.NATIVE in 
 
 def _translate_internal(obj: Any, at: Front) -> None:
     """Check SGLang's internal request and resolve its decode parameters in place."""
-    refuse_unsupported({name: getattr(obj, name, None) for name in _NATIVE_NAMES}, Surface.NATIVE)
     sampling = translate_sampling(obj.sampling_params, at.limits, resolved=True)
+    native = {name: getattr(obj, name, None) for name in _NATIVE_NAMES}
+    refuse_unsupported(native, Surface.NATIVE, modes_of(sampling))
     obj.sampling_params = sized(sampling, at.settings.max_output_tokens)
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 
 from dlm_sglang.seams.names import ALGORITHM, ARCHITECTURE, ATTENTION_BACKEND, MODEL_TYPE
+from dlm_sglang.seams.redact import hide_keys
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ def register() -> None:
     if _is_wanted():
         # Child processes have no command line to look at.
         os.environ[REQUIRED_VARIABLE] = "1"
+    hide_keys()
     try:
         _register_all()
     except Exception as error:

@@ -1,8 +1,8 @@
-"""Limits on how much a request may ask for: output tokens and choices."""
+"""Limits on how much a request may ask for: prompt tokens, output tokens and choices."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dlm_sglang.errors import RequestError, shown
 
@@ -40,6 +40,29 @@ def sized(sampling: object, max_output_tokens: int | None) -> object:
     _check_tokens(sampling, "max_new_tokens", "sampling_params.max_new_tokens", max_output_tokens)
     asked = sampling.get("max_new_tokens", min(SGLANG_DEFAULT_NEW_TOKENS, max_output_tokens))
     return {**sampling, "max_new_tokens": max_output_tokens if asked is None else asked}
+
+
+def check_prompt(token_ids: Sequence[int], most: int | None, vocab_size: int, param: str) -> None:
+    """Refuse a prompt of too many tokens or none, or of ids that are no tokens.
+
+    Raises:
+        RequestError: naming `param`.
+    """
+    if most is not None and len(token_ids) > most:
+        raise RequestError(
+            f"the prompt must have at most {most} tokens (max_prompt_tokens), got {len(token_ids)}",
+            param=param,
+            code="prompt-too-long",
+        )
+    if not token_ids:
+        raise RequestError("the prompt must have at least one token, got none", param=param, code="prompt-empty")
+    for token_id in (min(token_ids), max(token_ids)):
+        if not 0 <= token_id < vocab_size:
+            raise RequestError(
+                f"token ids of the prompt must be in 0..{vocab_size - 1}, got {shown(token_id)}",
+                param=param,
+                code="token-id-out-of-range",
+            )
 
 
 def _check_choices(fields: Mapping[str, object], name: str, shown_name: str) -> None:

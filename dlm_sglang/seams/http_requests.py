@@ -7,6 +7,8 @@ While the server decodes with another algorithm than ours, all of them do nothin
 from __future__ import annotations
 
 import contextlib
+import logging
+import traceback
 from collections.abc import Callable
 from contextlib import aclosing
 from functools import cache
@@ -17,7 +19,7 @@ from dlm_sglang.api import report
 from dlm_sglang.api.errors import overloaded
 from dlm_sglang.api.front import Front
 from dlm_sglang.api.metrics import ABORTED, Metrics
-from dlm_sglang.api.size import sized
+from dlm_sglang.api.size import check_prompt, sized
 from dlm_sglang.api.translate import modes_of, translate_sampling
 from dlm_sglang.api.unsupported import REFUSALS, Surface, refuse_unsupported
 from dlm_sglang.errors import RequestError
@@ -25,7 +27,10 @@ from dlm_sglang.params import FLAT_KEY
 from dlm_sglang.seams.names import ALGORITHM
 from dlm_sglang.settings import DecodeSettings, FrontSettings
 
+logger = logging.getLogger(__name__)
+
 _metrics: list[Metrics] = []
+_STUMBLES = (AssertionError, AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError)
 
 
 def front() -> Front | None:
@@ -92,7 +97,7 @@ async def generate_request(original: Callable[..., Any], manager: Any, obj: Any,
     with counted:
         async with aclosing(original(manager, obj, request)) as outputs:
             is_first = True
-            async for output in outputs:
+            async for output in _prepared(outputs) if at is not None else outputs:
                 if at is not None and is_first and _is_overloaded(output):
                     # A stream would begin with 200 and then hold an error.
                     raise report.refuse(overloaded(output["meta_info"]["finish_reason"]["message"]))
@@ -102,18 +107,43 @@ async def generate_request(original: Callable[..., Any], manager: Any, obj: Any,
     _forget_unsent(manager, obj)
 
 
+async def _prepared(outputs: Any) -> Any:
+    """SGLang's outputs; what it stumbles over before the first of them is the request's fault, not the server's.
+
+    SGLang has no check of fields against each other, such as lists of different lengths, and would answer 500.
+    """
+    has_begun = False
+    try:
+        async for output in outputs:
+            has_begun = True
+            yield output
+    except _STUMBLES as error:
+        if has_begun:
+            raise
+        *_, last = traceback.extract_tb(error.__traceback__)
+        logger.info("a request was refused: %s in %s:%s", type(error).__name__, last.filename, last.lineno)
+        count_refused("invalid-request")
+        told = RequestError("fields of the request do not fit together, or hold values of another type", param=None)
+        raise report.refuse(told) from error
+
+
 def validate_one_request(original: Callable[..., None], manager: Any, obj: Any, input_ids: Any) -> None:
-    """Refuse a prompt above our limit, before SGLang compares it with the context."""
+    """Refuse a prompt above our limit, before SGLang compares it with the context, or with tokens that are none.
+
+    SGLang hands on whatever ids a client sends; none at all, or one outside the vocabulary, would end the scheduler.
+    """
     at = front_of(manager)
-    most = None if at is None else at.settings.max_prompt_tokens
-    if most is not None and input_ids is not None and len(input_ids) > most:
-        error = RequestError(
-            f"the prompt must have at most {most} tokens (max_prompt_tokens), got {len(input_ids)}",
-            param="prompt" if getattr(obj, "text", None) is not None else "messages",
-            code="prompt-too-long",
-        )
-        count_refused(error.code)
-        raise report.refuse(error)
+    if at is not None and input_ids is not None:
+        try:
+            check_prompt(
+                input_ids,
+                at.settings.max_prompt_tokens,
+                manager.model_config.vocab_size,
+                "prompt" if getattr(obj, "text", None) is not None else "messages",
+            )
+        except RequestError as error:
+            count_refused(error.code)
+            raise report.refuse(error) from error
     original(manager, obj, input_ids)
 
 

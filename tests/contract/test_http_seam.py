@@ -159,6 +159,38 @@ def test_what_ran_is_told_to_the_http_request_that_asked() -> None:
     assert current.summary() == STATS
 
 
+def stumbling(after: int) -> Any:
+    async def original(_manager: Any, _obj: Any, _request: Any) -> AsyncIterator[Any]:
+        for number in range(after):
+            yield {"text": str(number)}
+        raise IndexError("list index out of range")
+
+    async def drain() -> None:
+        manager = SimpleNamespace(rid_to_state={})
+        async for _ in http_requests.generate_request(original, manager, GenerateReqInput(text="a")):
+            pass
+
+    return asyncio.run(drain())
+
+
+def test_what_sglang_stumbles_over_before_it_decodes_is_a_400_and_later_is_not() -> None:
+    with pytest.raises(ValueError, match="do not fit together"):
+        stumbling(0)
+    with pytest.raises(IndexError):
+        stumbling(1)
+
+
+@pytest.mark.parametrize("token_ids", [[], [-1], [100]])
+def test_ids_that_would_end_the_scheduler_are_refused(token_ids: list[int]) -> None:
+    manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=100))
+
+    def original(*_: Any) -> None:
+        pytest.fail("SGLang was given the ids")
+
+    with pytest.raises(ValueError, match="token"):
+        http_requests.validate_one_request(original, manager, GenerateReqInput(input_ids=token_ids), token_ids)
+
+
 def test_closing_our_generator_closes_sglangs() -> None:
     closed: list[bool] = []
 

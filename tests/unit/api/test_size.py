@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dlm_sglang.api.size import MAX_CHOICES, check_size, sized
+from dlm_sglang.api.size import MAX_CHOICES, check_prompt, check_size, sized
 from dlm_sglang.errors import RequestError
 
 
@@ -55,3 +55,24 @@ def test_sampling_parameters_above_the_limits_are_refused(sampling: object) -> N
 
 def test_a_request_that_does_not_say_keeps_sglangs_own_number_below_the_limit() -> None:
     assert sized({}, 1000) == {"max_new_tokens": 128}
+
+
+@pytest.mark.parametrize("token_ids", [[5, -1], [5, 100], [10**30]])
+def test_ids_that_are_no_tokens_are_refused(token_ids: list[int]) -> None:
+    check_prompt([0, 99], None, 100, "prompt")
+    with pytest.raises(RequestError, match=r"0\.\.99") as caught:
+        check_prompt(token_ids, None, 100, "prompt")
+    assert (caught.value.code, caught.value.param) == ("token-id-out-of-range", "prompt")
+
+
+def test_a_prompt_of_no_tokens_is_refused() -> None:
+    with pytest.raises(RequestError, match="at least one") as caught:
+        check_prompt([], None, 100, "prompt")
+    assert caught.value.code == "prompt-empty"
+
+
+def test_a_prompt_may_be_as_long_as_the_limit() -> None:
+    check_prompt([1] * 8, 8, 100, "messages")
+    with pytest.raises(RequestError, match="at most 8 tokens") as caught:
+        check_prompt([1] * 9, 8, 100, "messages")
+    assert (caught.value.code, caught.value.param) == ("prompt-too-long", "messages")

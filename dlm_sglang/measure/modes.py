@@ -128,12 +128,15 @@ def row_of(cell: Cell) -> str:
 
 def report(cells: Sequence[Cell], command: str) -> dict[str, object]:
     """The results with what they were measured on."""
+    return {"command": command, **machine(), "cells": [asdict(cell) for cell in cells]}
+
+
+def machine() -> dict[str, object]:
+    """What a measurement ran on."""
     return {
-        "command": command,
         "hardware": {"processor": _processor(), "cores": os.cpu_count(), "machine": platform.machine()},
         "versions": {name: metadata.version(name) for name in ("dlm-sglang", "sglang", "torch", "transformers")},
         "python": platform.python_version(),
-        "cells": [asdict(cell) for cell in cells],
     }
 
 

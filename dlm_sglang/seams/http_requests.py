@@ -91,13 +91,14 @@ async def generate_request(original: Callable[..., Any], manager: Any, obj: Any,
             _translate_internal(obj, at)
         except RequestError as error:
             count_refused(error.code)
+            _has_no_ids(obj)
             raise report.refuse(error) from error
         if _metrics and getattr(obj, "log_metrics", True):
             counted = _metrics[0].in_flight(_mode_of(obj.sampling_params))
     with counted:
         async with aclosing(original(manager, obj, request)) as outputs:
             is_first = True
-            async for output in _prepared(outputs) if at is not None else outputs:
+            async for output in _prepared(outputs, obj) if at is not None else outputs:
                 if at is not None and is_first and _is_overloaded(output):
                     # A stream would begin with 200 and then hold an error.
                     raise report.refuse(overloaded(output["meta_info"]["finish_reason"]["message"]))
@@ -107,7 +108,7 @@ async def generate_request(original: Callable[..., Any], manager: Any, obj: Any,
     _forget_unsent(manager, obj)
 
 
-async def _prepared(outputs: Any) -> Any:
+async def _prepared(outputs: Any, obj: Any) -> Any:
     """SGLang's outputs; what it stumbles over before the first of them is the request's fault, not the server's.
 
     SGLang has no check of fields against each other, such as lists of different lengths, and would answer 500.
@@ -117,14 +118,23 @@ async def _prepared(outputs: Any) -> Any:
         async for output in outputs:
             has_begun = True
             yield output
-    except _STUMBLES as error:
+    except (ValueError, *_STUMBLES) as error:
         if has_begun:
+            raise
+        # SGLang has dropped or aborted what it had begun.
+        _has_no_ids(obj)
+        if isinstance(error, ValueError):
             raise
         *_, last = traceback.extract_tb(error.__traceback__)
         logger.info("a request was refused: %s in %s:%s", type(error).__name__, last.filename, last.lineno)
         count_refused("invalid-request")
         told = RequestError("fields of the request do not fit together, or hold values of another type", param=None)
         raise report.refuse(told) from error
+
+
+def _has_no_ids(obj: Any) -> None:
+    """Leave SGLang nothing to abort after the response: it would fail on a request that never got its ids."""
+    obj.is_single, obj.rid = False, []
 
 
 def validate_one_request(original: Callable[..., None], manager: Any, obj: Any, input_ids: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +89,9 @@ def row_of(added: Added) -> str:
 def write_report(path: Path, rows: Sequence[Added], command: str) -> None:
     """Write the rows with what they were measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    told = {"command": command, **machine(), "rows": [asdict(row) for row in rows]}
+    # Times of single requests mean little on a machine that does other things: say how busy it was.
+    load = {"load_average": os.getloadavg()}
+    told = {"command": command, **machine(), **load, "rows": [asdict(row) for row in rows]}
     path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 

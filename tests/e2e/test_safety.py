@@ -77,10 +77,11 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 @pytest.mark.parametrize("key", ["", "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x"])
 def test_no_route_answers_without_the_key(guarded: Server, key: str) -> None:
     headers = {"Authorization": key} if key else {}
-    for method, path in ROUTES:
-        response = httpx.request(method, guarded.url + path, json={**CHAT, "block_length": 99}, headers=headers)
-        assert response.status_code == 401, (method, path, response.text)
-        assert NAME not in response.text
+    with httpx.Client(base_url=guarded.url, headers=headers, timeout=60) as client:
+        for method, path in ROUTES:
+            response = client.request(method, path, json={**CHAT, "block_length": 99})
+            assert response.status_code == 401, (method, path, response.text)
+            assert NAME not in response.text
 
 
 def test_with_the_key_the_name_with_a_colon_and_its_modes_are_served(guarded: Server) -> None:

@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: need-python
 need-python:
@@ -63,6 +63,14 @@ bench-engine: setup ## measure where a decode round's time goes
 .PHONY: bench-kernels
 bench-kernels: setup-dev ## check and time the kernels on a GPU
 	@exec $(BIN)/python kernels/benchmarks/run_gpu.py $(ARGS)
+
+.PHONY: bench-frontend
+bench-frontend: setup ## measure what our HTTP layer adds to a request
+	@exec $(BIN)/dlm-sglang bench --frontend --out docs/results/frontend-cpu.json $(ARGS)
+
+.PHONY: fuzz
+fuzz: setup-dev ## send 10000 requests made from the OpenAPI schema; nothing may break
+	DLM_FUZZ_CASES=10000 DLM_FUZZ_SECONDS=7200 $(BIN)/python -m pytest -s tests/e2e/test_fuzz.py $(ARGS)
 
 .PHONY: eval
 eval: setup ## score the bundled checkpoint on held-out prompts

@@ -22,11 +22,12 @@ class Setting:
     """One row of the table.
 
     Attributes:
-        kind: `string`, `integer`, `number` or `mode`.
+        kind: `string`, `integer`, `number`, `boolean` or `mode`.
         low: smallest value allowed, for numbers.
         high: largest value allowed, for numbers.
         nullable: null is a value: "let SGLang or the checkpoint decide", unless `meaning` says more.
-        sglang_flag: the flag of SGLang that carries it; empty where only the `DLM_*` variable does.
+        sglang_flag: the flag of SGLang that carries it (given alone where a boolean is true); empty where only
+            the `DLM_*` variable does.
         secret: never printed.
     """
 
@@ -69,7 +70,8 @@ SETTINGS: tuple[Setting, ...] = (
         "served_model_name",
         "string",
         None,
-        "name that clients use; null is the checkpoint's path, `nld-bundled` for the bundled one",
+        "name that clients use; null is the checkpoint's path, `nld-bundled` for the bundled one; "
+        "`NAME:diffusion` and the like are served too",
         nullable=True,
         sglang_flag="--served-model-name",
     ),
@@ -192,6 +194,58 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "api_key", "string", None, "key that clients must send", nullable=True, sglang_flag="--api-key", secret=True
     ),
+    Setting(
+        "max_queued_requests",
+        "integer",
+        1024,
+        "requests that may wait for a place in the batch; one more is answered 503 with Retry-After",
+        low=1,
+        nullable=True,
+        sglang_flag="--max-queued-requests",
+    ),
+    Setting(
+        "max_concurrent_requests_per_key",
+        "integer",
+        None,
+        "requests that one API key (without keys: one client address) may have open at a time, in each HTTP "
+        "process; one more is answered 429 with Retry-After",
+        low=1,
+        nullable=True,
+    ),
+    Setting(
+        "max_request_bytes",
+        "integer",
+        16 * 1024 * 1024,
+        "largest request body; a larger one is answered 413 and not read",
+        low=1024,
+        nullable=True,
+    ),
+    Setting("max_prompt_tokens", "integer", None, "longest prompt that is taken", low=1, nullable=True),
+    Setting(
+        "max_output_tokens",
+        "integer",
+        None,
+        "largest number of tokens that a request may ask for; also the number for one that does not say",
+        low=1,
+        nullable=True,
+    ),
+    Setting(
+        "request_timeout_s",
+        "number",
+        3600.0,
+        "seconds from a request's arrival until it is ended, with 504 or an error event",
+        low=0.1,
+        nullable=True,
+    ),
+    Setting(
+        "cors_origins",
+        "string",
+        None,
+        "web origins that may call the server from a browser, separated by commas, or `*`; null is none",
+        nullable=True,
+    ),
+    Setting("playground", "boolean", True, "serve the page /playground"),
+    Setting("enable_metrics", "boolean", True, "serve Prometheus series on /metrics", sglang_flag="--enable-metrics"),
     Setting("log_level", "string", "info", "least severe message logged", choices=_LEVELS, sglang_flag="--log-level"),
 )
 SETTING_BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}

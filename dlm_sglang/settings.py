@@ -19,6 +19,7 @@ from dlm_sglang.params import ServerLimits, parse_mode
 from dlm_sglang.setting_table import SETTING_BY_NAME, SETTINGS, Setting, Value
 
 NULL_WORDS = ("null", "none")
+_BOOLEAN_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,57 @@ class DecodeSettings:
         )
 
 
+@dataclass(frozen=True)
+class FrontSettings:
+    """What the HTTP front end enforces and SGLang has no flag for; None is no limit.
+
+    Attributes:
+        served_model_name: the name with a colon that SGLang itself would not start with, or None.
+        cors_origins: empty is off.
+    """
+
+    served_model_name: str | None = None
+    max_concurrent_requests_per_key: int | None = None
+    max_request_bytes: int | None = None
+    max_prompt_tokens: int | None = None
+    max_output_tokens: int | None = None
+    request_timeout_s: float | None = None
+    cors_origins: tuple[str, ...] = ()
+    playground: bool = True
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> FrontSettings:
+        """Read the `DLM_*` variables; what is not set has its default.
+
+        Raises:
+            SettingsError: a variable has a value of the wrong type or out of range.
+        """
+        resolved = resolve({}, os.environ if environ is None else environ, {})
+
+        def integer(name: str) -> int | None:
+            value = resolved[name].value
+            return value if isinstance(value, int) else None
+
+        timeout, origins = resolved["request_timeout_s"].value, resolved["cors_origins"].value
+        name = resolved["served_model_name"].value
+        return cls(
+            served_model_name=name if isinstance(name, str) and ":" in name else None,
+            max_concurrent_requests_per_key=integer("max_concurrent_requests_per_key"),
+            max_request_bytes=integer("max_request_bytes"),
+            max_prompt_tokens=integer("max_prompt_tokens"),
+            max_output_tokens=integer("max_output_tokens"),
+            request_timeout_s=timeout if isinstance(timeout, float) else None,
+            cors_origins=tuple(part.strip() for part in str(origins or "").split(",") if part.strip()),
+            playground=resolved["playground"].value is True,
+        )
+
+
 def _from_text(setting: Setting, text: str, source: str) -> Value:
     """A value as a flag or variable gives it."""
     if setting.nullable and text.lower() in NULL_WORDS:
         return None
+    if setting.kind == "boolean":
+        return _checked(setting, _BOOLEAN_WORDS.get(text.lower(), text), source)
     try:
         if setting.kind == "integer":
             return _checked(setting, int(text), source)
@@ -159,6 +207,10 @@ def _checked(setting: Setting, value: object, source: str) -> Value:
             return parse_mode(value).value
         except RequestError as error:
             raise SettingsError(f"{source}: {error.message}", setting=setting.name, hint=error.hint) from None
+    if setting.kind == "boolean":
+        if not isinstance(value, bool):
+            raise _wrong(setting, value, source)
+        return value
     if setting.kind == "string":
         if not isinstance(value, str) or not value or (setting.choices and value not in setting.choices):
             raise _wrong(setting, value, source)
@@ -172,12 +224,21 @@ def _checked(setting: Setting, value: object, source: str) -> Value:
     return value if setting.kind == "integer" else float(value)
 
 
+def as_text(value: Value) -> str:
+    """A value as a flag or variable takes it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
 def allowed(setting: Setting) -> str:
     """The values of a setting in words."""
     if setting.kind == "mode":
         words = ", ".join(GenerationMode)
     elif setting.choices:
         words = ", ".join(setting.choices)
+    elif setting.kind == "boolean":
+        words = "true or false"
     elif setting.kind == "string":
         words = "text"
     else:

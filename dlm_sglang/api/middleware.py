@@ -7,23 +7,34 @@ passed on piece by piece, and a disconnect reaches SGLang as it would without th
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 
 import orjson
 
-from dlm_sglang.api import report
-from dlm_sglang.api.errors import REFUSED_STATUS, error_body
+from dlm_sglang.api import model_names, playground, report
+from dlm_sglang.api.asgi import (
+    App,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    replay,
+    route_path,
+    send_error,
+    send_whole,
+    with_length,
+)
+from dlm_sglang.api.front import Front
+from dlm_sglang.api.guard import OpenRequests, Told, client_of, within
+from dlm_sglang.api.reporter import Capture, Reporter
+from dlm_sglang.api.size import check_size
 from dlm_sglang.api.translate import translate_generate, translate_openai
 from dlm_sglang.errors import RequestError
 from dlm_sglang.params import ServerLimits
 
 logger = logging.getLogger(__name__)
 
-Message = MutableMapping[str, object]
-Scope = MutableMapping[str, object]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Translate = Callable[[Mapping[str, object], ServerLimits], dict[str, object]]
 
 ROUTES: Mapping[str, Translate] = {
@@ -33,139 +44,118 @@ ROUTES: Mapping[str, Translate] = {
     "/generate": translate_generate,
 }
 METHODS = frozenset({"POST", "PUT"})
+# Routes that make the model work, beside ours: they have their own shapes and the same limits.
+_WORK_PREFIXES = ("/v1/", "/api/", "/vertex_generate")
 
 
 class DlmMiddleware:
-    """Give SGLang's routes our request parameters and our part of the response.
+    """Give SGLang's routes our request parameters, our limits and our part of the response.
 
     Args:
         app: the application behind this layer.
-        limits: the server's limits, or None while the server runs another decode worker; then this
+        front: what stands behind it, or None while the server runs another decode worker; then this
             layer does nothing.
+        refused: called with the code of each request that is refused here.
     """
 
-    def __init__(self, app: App, limits: Callable[[], ServerLimits | None]) -> None:
+    def __init__(self, app: App, front: Callable[[], Front | None], refused: Callable[[str], None] | None = None):
         self.app = app
-        self.limits = limits
+        self.front = front
+        self.refused = refused or (lambda code: None)
+        self.open_requests = OpenRequests()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        translate = _translate_for(scope)
-        limits = self.limits() if translate else None
-        if translate is None or limits is None:
+        front = self.front() if scope["type"] == "http" else None
+        if front is None:
             await self.app(scope, receive, send)
-            return
-        body = await _read_body(receive)
-        if body is None:
-            return
+        elif scope.get("method") in METHODS:
+            await self._post(scope, receive, send, front)
+        elif scope.get("method") == "GET":
+            await self._get(scope, receive, send, front)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _get(self, scope: Scope, receive: Receive, send: Send, front: Front) -> None:
+        path = route_path(scope)
+        if path == playground.PATH and front.settings.playground:
+            await playground.serve(scope, send)
+        elif path == model_names.MODELS_PATH:
+            await self._models(scope, receive, send, front, None)
+        elif path.startswith(f"{model_names.MODELS_PATH}/{front.served_model_name}:"):
+            await self._models(scope, receive, send, front, path[len(model_names.MODELS_PATH) + 1 :])
+        else:
+            await self.app(scope, receive, send)
+
+    async def _models(self, scope: Scope, receive: Receive, send: Send, front: Front, name: str | None) -> None:
+        """SGLang's answer about its model, with the virtual names; about one of them if `name` says so."""
+        served = front.served_model_name
+        if name is not None:
+            try:
+                model_names.split_name(name, served)
+            except RequestError as error:
+                await self._refuse(send, error)
+                return
+            path = str(scope.get("root_path", "")) + f"{model_names.MODELS_PATH}/{served}"
+            scope = {**scope, "path": path, "raw_path": path.encode()}
+        capture = Capture()
+        await self.app(scope, receive, capture)
+        body = capture.body
+        if capture.status == HTTPStatus.OK and name is None:
+            body = model_names.with_virtual_cards(body, served)
+        elif capture.status == HTTPStatus.OK and name is not None:
+            body = model_names.virtual_card(body, name, served)
+        kept = [(key, value) for key, value in capture.headers if key.lower() != b"content-length"]
+        await send_whole(send, capture.status, kept, body)
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send, front: Front) -> None:
+        path = route_path(scope)
+        translate = ROUTES.get(path)
+        is_work = translate is not None or path.startswith(_WORK_PREFIXES)
+        settings = front.settings
+        limit = settings.max_concurrent_requests_per_key if is_work else None
         try:
-            body = _translated(body, translate, limits)
+            with self.open_requests.one_of(client_of(scope) if limit else "", limit):
+                body = await read_body(receive, scope, settings.max_request_bytes)
+                if body is None:
+                    return
+                if translate is not None:
+                    body = _translated(body, translate, front)
+                    scope["headers"] = with_length(scope, len(body))
+                current = report.Collector()
+                told = Told(_reporter(send, current, path))
+                run = self._run(scope, replay(body, receive), told, current)
+                await within(settings.request_timeout_s if is_work else None, run, told)
         except RequestError as error:
-            logger.info("refused a request: %s (%s)", error.code, error.param)
-            await _refuse(send, error)
-            return
-        current = report.Collector()
+            await self._refuse(send, error)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send, current: report.Collector) -> None:
         token = report.collector.set(current)
         try:
-            sender = send if translate is translate_generate else _Reporter(send, current)
-            scope["headers"] = _with_length(scope, len(body))
-            await self.app(scope, _replay(body, receive), sender)
+            await self.app(scope, receive, send)
         finally:
             report.collector.reset(token)
 
-
-class _Reporter:
-    """A `send` that puts the statistics into a successful response."""
-
-    def __init__(self, send: Send, current: report.Collector) -> None:
-        self._send = send
-        self._current = current
-        self._held: Message | None = None
-        self._is_stream = False
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and message.get("status") == 200:
-            content_type = _header(message, b"content-type")
-            self._is_stream = content_type.startswith(b"text/event-stream")
-            if content_type.startswith(b"application/json"):
-                self._held = message
-                return
-        elif message["type"] == "http.response.body":
-            body = _body(message)
-            if self._is_stream:
-                message["body"] = report.add_to_events(body, self._current)
-            elif self._held is not None:
-                start, self._held = self._held, None
-                if not message.get("more_body"):
-                    message["body"] = body = report.add_to_json(body, self._current)
-                    start["headers"] = _with_length(start, len(body))
-                await self._send(start)
-        await self._send(message)
+    async def _refuse(self, send: Send, error: RequestError) -> None:
+        logger.info("refused a request: %s (%s)", error.code, error.param)
+        self.refused(error.code)
+        await send_error(send, error)
 
 
-def _translate_for(scope: Scope) -> Translate | None:
-    if scope["type"] != "http" or scope.get("method") not in METHODS:
-        return None
-    path, root = str(scope.get("path", "")), str(scope.get("root_path", ""))
-    return ROUTES.get(path.removeprefix(root) if root else path)
+def _reporter(send: Send, current: report.Collector, path: str) -> Send:
+    if path not in ROUTES:
+        return send
+    return Reporter(send, current, tells_what_ran=ROUTES[path] is not translate_generate)
 
 
-async def _read_body(receive: Receive) -> bytes | None:
-    """The request's whole body, or None if the client left while sending it."""
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(_body(message))
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-def _translated(body: bytes, translate: Translate, limits: ServerLimits) -> bytes:
+def _translated(body: bytes, translate: Translate, front: Front) -> bytes:
     """The body for SGLang; what is not a JSON object stays as it is, for SGLang to refuse."""
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:
         return body
-    return orjson.dumps(translate(fields, limits)) if isinstance(fields, dict) else body
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once and then what the server has to say, such as a disconnect."""
-    given = False
-
-    async def replaying() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replaying
-
-
-async def _refuse(send: Send, error: RequestError) -> None:
-    body = orjson.dumps(error_body(error))
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": int(REFUSED_STATUS), "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _body(message: Mapping[str, object]) -> bytes:
-    body = message.get("body", b"")
-    return bytes(body) if isinstance(body, bytes | bytearray | memoryview) else b""
-
-
-def _headers(message: Mapping[str, object]) -> list[tuple[bytes, bytes]]:
-    headers = message.get("headers", ())
-    return list(headers) if isinstance(headers, list | tuple) else []
-
-
-def _header(message: Mapping[str, object], name: bytes) -> bytes:
-    return next((value for key, value in _headers(message) if key.lower() == name), b"")
-
-
-def _with_length(message: Mapping[str, object], length: int) -> list[tuple[bytes, bytes]]:
-    """The message's headers for a body of another length."""
-    headers = [(key, value) for key, value in _headers(message) if key.lower() != b"content-length"]
-    return [*headers, (b"content-length", str(length).encode())]
+    if not isinstance(fields, dict):
+        return body
+    if translate is translate_openai:
+        check_size(fields, front.settings.max_output_tokens)
+        fields = model_names.resolve_model(fields, front.served_model_name)
+    return orjson.dumps(translate(fields, front.limits))

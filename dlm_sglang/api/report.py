@@ -13,6 +13,8 @@ from contextvars import ContextVar
 
 import orjson
 
+from dlm_sglang.errors import RequestError
+
 Stats = Mapping[str, object]
 STATS_KEY = "dlm"
 
@@ -22,10 +24,15 @@ _FINISHED = re.compile(rb'"finish_reason":\s*"')
 
 
 class Collector:
-    """The statistics of one HTTP request, by choice index."""
+    """What is known of one HTTP request: the statistics by choice index, and why it was refused behind our layer.
+
+    Attributes:
+        refusal: the error that SGLang was given as a ValueError, whose text is all that SGLang would tell of it.
+    """
 
     def __init__(self) -> None:
         self._by_index: dict[int, Stats] = {}
+        self.refusal: RequestError | None = None
 
     def record(self, index: int, stats: Stats) -> None:
         """Keep what the worker reported for a finished choice."""
@@ -48,6 +55,14 @@ class Collector:
 
 
 collector: ContextVar[Collector | None] = ContextVar("dlm_collector", default=None)
+
+
+def refuse(error: RequestError) -> ValueError:
+    """The exception that SGLang answers with a 400 on every route; our layer answers with the error itself."""
+    current = collector.get()
+    if current is not None:
+        current.refusal = error
+    return ValueError(str(error))
 
 
 def record_output(output: object) -> None:

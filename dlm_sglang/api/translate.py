@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from dlm_sglang.api.unsupported import Surface, refuse_unsupported
 from dlm_sglang.errors import RequestError, shown
-from dlm_sglang.param_table import FIELD_BY_NAME
-from dlm_sglang.params import FLAT_KEY, DecodeParams, ServerLimits, closest_field, unknown_field
+from dlm_sglang.param_table import FIELD_BY_NAME, GenerationMode
+from dlm_sglang.params import FLAT_KEY, DecodeParams, ServerLimits, closest_field, parse_mode, unknown_field
 
 # What the model's own sampling scripts and other engines call our fields.
 FOREIGN_NAMES: Mapping[str, str] = {
@@ -32,13 +32,14 @@ def translate_openai(body: Mapping[str, object], limits: ServerLimits) -> dict[s
         RequestError: one of our fields cannot be served, is given twice, or seems misspelt; or a
             field of SGLang's asks for what the worker cannot honour.
     """
-    refuse_unsupported(body, Surface.OPENAI)
     for name in body:
         if name not in FIELD_BY_NAME and (name in FOREIGN_NAMES or closest_field(name)):
             raise _misspelt(name)
     ours = {name: value for name, value in body.items() if name in FIELD_BY_NAME}
     rest = {name: value for name, value in body.items() if name not in FIELD_BY_NAME}
-    rest["custom_params"] = _custom_params(body.get("custom_params"), ours, limits)
+    custom = _custom_params(body.get("custom_params"), ours, limits)
+    refuse_unsupported(body, Surface.OPENAI, {mode_of(custom)})
+    rest["custom_params"] = custom
     return rest
 
 
@@ -48,9 +49,10 @@ def translate_generate(body: Mapping[str, object], limits: ServerLimits) -> dict
     Raises:
         RequestError: as in `translate_openai`, or one of our fields stands outside `custom_params`.
     """
-    refuse_unsupported(body, Surface.NATIVE)
     _refuse_misplaced(body, "")
-    return {**body, "sampling_params": translate_sampling(body.get("sampling_params"), limits)}
+    sampling = translate_sampling(body.get("sampling_params"), limits)
+    refuse_unsupported(body, Surface.NATIVE, modes_of(sampling))
+    return {**body, "sampling_params": sampling}
 
 
 def translate_sampling(sampling: object, limits: ServerLimits, *, resolved: bool = False) -> object:
@@ -67,9 +69,23 @@ def translate_sampling(sampling: object, limits: ServerLimits, *, resolved: bool
         sampling = {}
     if not isinstance(sampling, Mapping):
         return sampling
-    refuse_unsupported(sampling, Surface.SAMPLING, "sampling_params.")
     _refuse_misplaced(sampling, "sampling_params.")
-    return {**sampling, "custom_params": _custom_params(sampling.get("custom_params"), {}, limits, resolved=resolved)}
+    custom = _custom_params(sampling.get("custom_params"), {}, limits, resolved=resolved)
+    refuse_unsupported(sampling, Surface.SAMPLING, {mode_of(custom)}, "sampling_params.")
+    return {**sampling, "custom_params": custom}
+
+
+def modes_of(sampling: object) -> set[GenerationMode]:
+    """The modes of translated sampling parameters, one or a list; all, where nobody can tell."""
+    ones = sampling if isinstance(sampling, list) else [sampling]
+    customs = [one.get("custom_params") for one in ones if isinstance(one, Mapping)]
+    return {mode_of(custom) for custom in customs if isinstance(custom, Mapping)} or set(GenerationMode)
+
+
+def mode_of(custom: Mapping[str, object]) -> GenerationMode:
+    """The mode in resolved `custom_params`."""
+    flat = custom[FLAT_KEY]
+    return parse_mode(flat.get("generation_mode") if isinstance(flat, Mapping) else None)
 
 
 def _custom_params(
@@ -81,9 +97,10 @@ def _custom_params(
         raise RequestError(
             f"custom_params must be an object, got {shown(sent)}", param="custom_params", code="parameter-type"
         )
-    refuse_unsupported(sent, Surface.CUSTOM, "custom_params.")
     if FLAT_KEY in sent:
-        return {**sent, FLAT_KEY: _checked_again(sent[FLAT_KEY], limits, resolved=resolved)}
+        checked = {**sent, FLAT_KEY: _checked_again(sent[FLAT_KEY], limits, resolved=resolved)}
+        refuse_unsupported(sent, Surface.CUSTOM, {mode_of(checked)}, "custom_params.")
+        return checked
     fields = dict(top_level)
     rest: dict[str, object] = {}
     for name, value in sent.items():
@@ -100,7 +117,9 @@ def _custom_params(
             )
         else:
             fields[name] = value
-    return {**rest, FLAT_KEY: DecodeParams.from_fields(fields, limits).to_flat()}
+    made: dict[str, object] = {**rest, FLAT_KEY: DecodeParams.from_fields(fields, limits).to_flat()}
+    refuse_unsupported(sent, Surface.CUSTOM, {mode_of(made)}, "custom_params.")
+    return made
 
 
 def _checked_again(flat: object, limits: ServerLimits, *, resolved: bool) -> dict[str, bool | int | float | str]:

@@ -1,4 +1,4 @@
-"""What the decode worker cannot honour in this release, in any mode: refused, never ignored.
+"""What the decode worker cannot honour in this release: refused, never ignored.
 
 One table for three surfaces, because SGLang spells the same thing differently on each:
 
@@ -10,11 +10,12 @@ One table for three surfaces, because SGLang spells the same thing differently o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from dlm_sglang.errors import RequestError, shown
+from dlm_sglang.param_table import GenerationMode
 
 _EVERY_BLOCK = "several tokens are decided in one forward, and the worker does not apply it to each of them yet"
 _GRAMMAR = "the worker does not mask tokens by a grammar yet"
@@ -64,6 +65,7 @@ class Refusal:
     Attributes:
         changes_nothing: true for the values that are as good as leaving the field out.
         neutral: those values in words.
+        refused_in: the modes whose rounds cannot honour it yet.
     """
 
     name: str
@@ -71,13 +73,20 @@ class Refusal:
     changes_nothing: Callable[[object], bool]
     neutral: str
     reason: str
+    refused_in: frozenset[GenerationMode] = frozenset(GenerationMode)
 
 
 def _row(
-    names: str, surfaces: str, changes_nothing: Callable[[object], bool], neutral: str, reason: str
+    names: str,
+    surfaces: str,
+    changes_nothing: Callable[[object], bool],
+    neutral: str,
+    reason: str,
+    refused_in: Collection[GenerationMode] = frozenset(GenerationMode),
 ) -> list[Refusal]:
     places = frozenset(Surface(place) for place in surfaces.split())
-    return [Refusal(name, places, changes_nothing, neutral, reason) for name in names.split()]
+    modes = frozenset(refused_in)
+    return [Refusal(name, places, changes_nothing, neutral, reason, modes) for name in names.split()]
 
 
 REFUSALS: tuple[Refusal, ...] = (
@@ -103,29 +112,49 @@ REFUSALS: tuple[Refusal, ...] = (
     *_row("use_beam_search", "openai", _unset, "false", "the worker decodes one sequence per request, without beams"),
     *_row("lora_path", "openai native", _unset, "null", "the worker serves no adapters chosen by the request"),
     *_row("session_params", "openai native", _unset, "null", "the worker does not continue SGLang sessions"),
+    *_row("suffix", "openai", _unset, "null", "the worker does not fill gaps yet"),
+    *_row("best_of", "openai", _one, "1", "the worker returns every choice that it decodes"),
+    *_row("functions function_call", "openai", _unset, "null", "this old form of tools and tool_choice is not served"),
     *_row("input_embeds positional_embed_overrides", "native", _unset, "null", "the worker takes token ids only"),
 )
 
 
-def refuse_unsupported(fields: Mapping[str, object], surface: Surface, prefix: str = "") -> None:
+def refuse_unsupported(
+    fields: Mapping[str, object],
+    surface: Surface,
+    modes: Collection[GenerationMode] = frozenset(GenerationMode),
+    prefix: str = "",
+) -> None:
     """Refuse the first field whose value asks for something that the worker cannot honour.
 
     A list on the native surface holds one value per prompt; any of them can be refused.
+
+    Args:
+        fields: the request's fields.
+        surface: where they stand.
+        modes: the modes of the request's prompts.
+        prefix: what stands before a field's name in messages.
 
     Raises:
         RequestError: its `param` is the field's name behind `prefix`.
     """
     for refusal in REFUSALS:
-        if surface not in refusal.surfaces or refusal.name not in fields:
+        if surface not in refusal.surfaces or refusal.name not in fields or not refusal.refused_in & set(modes):
             continue
         value = fields[refusal.name]
         per_prompt = surface is Surface.NATIVE and isinstance(value, list)
         values = value if per_prompt and isinstance(value, list) else [value]
-        if all(refusal.changes_nothing(one) for one in values):
-            continue
-        raise RequestError(
-            f"{prefix}{refusal.name} is not supported by this server, got {shown(value)}: {refusal.reason}",
-            param=f"{prefix}{refusal.name}",
-            code="parameter-unsupported",
-            hint=f"leave it out or send {refusal.neutral}",
-        )
+        if not all(refusal.changes_nothing(one) for one in values):
+            raise _refused(refusal, value, prefix)
+
+
+def _refused(refusal: Refusal, value: object, prefix: str) -> RequestError:
+    others = [mode for mode in GenerationMode if mode not in refusal.refused_in]
+    where = f"in {' and '.join(sorted(refusal.refused_in))} mode" if others else "by this server"
+    way_out = f"leave it out or send {refusal.neutral}"
+    return RequestError(
+        f"{prefix}{refusal.name} is not supported {where}, got {shown(value)}: {refusal.reason}",
+        param=f"{prefix}{refusal.name}",
+        code="parameter-unsupported",
+        hint=f"{way_out}, or choose generation_mode {' or '.join(others)}" if others else way_out,
+    )

@@ -29,7 +29,7 @@ _NAMED_SPECIALS = {
 _VISIBLE_IDS = (THINK_ID, END_THINK_ID)
 
 CHAT_TEMPLATE = """\
-{%- set enable_thinking = enable_thinking if enable_thinking is defined else false -%}
+{%- set enable_thinking = enable_thinking | default(false) -%}
 {%- set truncate_history_thinking = truncate_history_thinking if truncate_history_thinking is defined else true -%}
 {%- macro text(content) -%}
 {%- if content is string -%}{{ content }}

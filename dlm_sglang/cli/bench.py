@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dlm_sglang.measure.bench import BenchPlan
 
-COMPARISON_ONLY = ("model_path",)
+COMPARISON_ONLY = ("model_path", "frontend", "rounds")
 LOAD_ONLY = (
     *("rates", "only_rates", "prompts", "max_tokens", "no_stream", "warm_prefix_cache"),
     *("ttft_target_ms", "token_target_ms", "latency_target_ms"),
@@ -43,6 +43,8 @@ def add_parser(commands: Commands) -> None:
         "--requests", type=int, default=24, help="per run, at least twice the concurrency (with --url four times)"
     )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--frontend", action="store_true", help="measure what our HTTP layer adds to a request instead")
+    parser.add_argument("--rounds", type=int, default=300, help="with --frontend: requests of each kind to each server")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the results as JSON too; with --url JSON lines (bench.jsonl)"
     )
@@ -88,16 +90,21 @@ def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
 
 def _run_comparison(arguments: argparse.Namespace) -> int:
     # Only this command needs an HTTP client and the task prompts.
-    from dlm_sglang.measure import modes
+    from dlm_sglang.measure import frontend, modes
 
     out = sys.stderr if arguments.json else sys.stdout
 
     def say(line: str) -> None:
         print(line, file=out, flush=True)
 
+    command = shlex.join(["dlm-sglang", *sys.argv[1:]])
+    if arguments.frontend:
+        rows = frontend.measure(arguments.model_path, arguments.rounds, say)
+        if arguments.out is not None:
+            frontend.write_report(arguments.out, rows, command)
+        return 0
     say(modes.header())
     cells = modes.compare_modes(arguments.model_path, arguments.concurrency, arguments.requests, arguments.repeats, say)
-    command = shlex.join(["dlm-sglang", *sys.argv[1:]])
     if arguments.out is not None:
         modes.write_report(arguments.out, cells, command)
     if arguments.json:

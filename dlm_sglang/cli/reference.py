@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dlm_sglang.param_table import FIELDS, MIN_BLOCK_LENGTH, MODE_ALIASES, Field, GenerationMode
 from dlm_sglang.setting_table import SETTINGS, Setting
-from dlm_sglang.settings import allowed
+from dlm_sglang.settings import allowed, as_text
 
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SERVER_MAXIMUM = "the server's `max_block_length`"
@@ -25,6 +25,9 @@ status 400; the error names the field.
 
 {fields}
 
+Model names carry a mode too: with `NAME:diffusion`, `NAME:self_speculation`, `NAME:autoregressive` or `NAME:ar`, NAME
+being the served name, a client that can send no other field chooses the mode. `/v1/models` lists them.
+
 ## Server settings
 
 `dlm-sglang serve` takes each setting as a flag, as a variable, or as a key of its `--config` YAML file,
@@ -33,10 +36,14 @@ is one, and the variable for the rest.
 
 {settings}
 
+An API key (`--api-key`) guards every route but `/health*`, `/ready` and `/metrics`, the playground's page included;
+SGLang takes one with a single HTTP process only. Prompts are not logged unless SGLang's `--log-requests` is given, and
+keys never.
+
 ## What is refused
 
-Other fields keep SGLang's meaning, except these, which the decode worker cannot honour yet in any mode.
-They are refused with status 400 unless their value changes nothing.
+Other fields keep SGLang's meaning, except these, which the decode worker cannot honour yet in the modes named.
+They are refused with status 400 unless their value changes nothing. OpenAI's fields by mode: [fields.md](fields.md).
 
 {refusals}
 """
@@ -63,7 +70,7 @@ def markdown() -> str:
             f"`{setting.variable}`",
             f"`{setting.sglang_flag}`" if setting.sglang_flag else "none",
             allowed(setting),
-            "null" if setting.default is None else f"`{setting.default}`",
+            "null" if setting.default is None else f"`{as_text(setting.default)}`",
             setting.meaning,
         )
         for setting in SETTINGS
@@ -72,6 +79,7 @@ def markdown() -> str:
         (
             f"`{refusal.name}`",
             ", ".join(sorted(surface.value for surface in refusal.surfaces)),
+            "all" if refusal.refused_in == frozenset(GenerationMode) else ", ".join(sorted(refusal.refused_in)),
             refusal.neutral,
             refusal.reason,
         )
@@ -80,7 +88,7 @@ def markdown() -> str:
     return _PAGE.format(
         fields=_table(("field", "type", "allowed", "default", "modes", "meaning"), fields),
         settings=_table(("flag", "variable", "SGLang's flag", "allowed", "default", "meaning"), settings),
-        refusals=_table(("field", "where", "values that pass", "reason"), refusals),
+        refusals=_table(("field", "where", "modes", "values that pass", "reason"), refusals),
     )
 
 

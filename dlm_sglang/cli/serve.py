@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from dlm_sglang.cli.devices import num_cuda_devices
 from dlm_sglang.errors import SettingsError, shown
 from dlm_sglang.seams.names import ALGORITHM
-from dlm_sglang.setting_table import BUNDLED, BUNDLED_PATH, SETTING_BY_NAME, SETTINGS
-from dlm_sglang.settings import DecodeSettings, Resolved, allowed, resolve
+from dlm_sglang.setting_table import BUNDLED, BUNDLED_PATH, SETTING_BY_NAME, SETTINGS, Value
+from dlm_sglang.settings import DecodeSettings, Resolved, allowed, as_text, resolve
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -41,7 +41,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would be started and stop")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print it as JSON")
     for setting in SETTINGS:
-        default = "null" if setting.default is None else setting.default
+        default = as_text(setting.default)
         parser.add_argument(
             setting.flag,
             dest=f"setting_{setting.name}",
@@ -113,19 +113,23 @@ def launch_argv(resolved: Mapping[str, Resolved], extra: Sequence[str], *, on_cp
         values["served_model_name"] = values["served_model_name"] or BUNDLED_NAME
         if on_cpu and values["dtype"] == "auto":
             values["dtype"] = "float32"
+    # SGLang takes what stands behind a colon for an adapter and does not start; our front end knows the whole name.
+    values["served_model_name"] = _without_colon(values["served_model_name"])
     argv = [sys.executable, "-m", "sglang.launch_server", "--speculative-algorithm", ALGORITHM]
     for setting in SETTINGS:
         value = values[setting.name]
-        if setting.sglang_flag and value is not None:
-            argv += [setting.sglang_flag, str(value)]
+        if not setting.sglang_flag or value is None or value is False:
+            continue
+        argv += [setting.sglang_flag] if value is True else [setting.sglang_flag, str(value)]
     return [*argv, *(CPU_FLAGS if on_cpu else ()), *extra]
 
 
 def decode_variables(resolved: Mapping[str, Resolved]) -> dict[str, str]:
     """The variables that carry to every process what SGLang has no flag for."""
     names = [setting.name for setting in SETTINGS if not setting.sglang_flag] + ["max_block_length"]
-    values = {SETTING_BY_NAME[name].variable: resolved[name].value for name in names}
-    return {variable: "null" if value is None else str(value) for variable, value in values.items()}
+    if ":" in str(resolved["served_model_name"].value):
+        names.append("served_model_name")
+    return {SETTING_BY_NAME[name].variable: as_text(resolved[name].value) for name in names}
 
 
 def startup_block(resolved: Mapping[str, Resolved], argv: Sequence[str]) -> str:
@@ -135,9 +139,13 @@ def startup_block(resolved: Mapping[str, Resolved], argv: Sequence[str]) -> str:
     for setting in SETTINGS:
         item = resolved[setting.name]
         value = SECRET_SHOWN if setting.secret and item.value is not None else item.value
-        lines.append(f"  {setting.name:30} {'null' if value is None else value}  ({item.source})")
+        lines.append(f"  {setting.name:30} {as_text(value)}  ({item.source})")
     lines.append(f"  command: {shlex.join(_without_secrets(argv))}")
     return "\n".join(lines)
+
+
+def _without_colon(name: Value) -> Value:
+    return name.replace(":", "-") if isinstance(name, str) else name
 
 
 def _without_secrets(argv: Sequence[str]) -> list[str]:

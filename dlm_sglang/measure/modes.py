@@ -128,11 +128,11 @@ def row_of(cell: Cell) -> str:
 
 def report(cells: Sequence[Cell], command: str) -> dict[str, object]:
     """The results with what they were measured on."""
-    return {"command": command, **hardware_and_versions(), "cells": [asdict(cell) for cell in cells]}
+    return {"command": command, **machine(), "cells": [asdict(cell) for cell in cells]}
 
 
-def hardware_and_versions() -> dict[str, object]:
-    """What a result depends on."""
+def machine() -> dict[str, object]:
+    """What a measurement ran on."""
     return {
         "hardware": {"processor": _processor(), "cores": os.cpu_count(), "machine": platform.machine()},
         "versions": {name: metadata.version(name) for name in ("dlm-sglang", "sglang", "torch", "transformers")},

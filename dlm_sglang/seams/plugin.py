@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dlm_sglang.seams.names import ALGORITHM, ARCHITECTURE, ATTENTION_BACKEND, MODEL_TYPE
+from dlm_sglang.seams.redact import hide_keys
 from dlm_sglang.settings import DecodeSettings
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def register() -> None:
     if _is_wanted():
         # Child processes have no command line to look at.
         os.environ[REQUIRED_VARIABLE] = "1"
+    hide_keys()
     try:
         _register_all()
     except Exception as error:

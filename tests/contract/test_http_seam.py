@@ -15,27 +15,29 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from dlm_sglang.api import report
+from dlm_sglang.api.front import Front
 from dlm_sglang.api.middleware import DlmMiddleware
 from dlm_sglang.api.translate import FOREIGN_NAMES
 from dlm_sglang.api.unsupported import REFUSALS, Surface
 from dlm_sglang.errors import SeamError
 from dlm_sglang.param_table import FIELD_BY_NAME
 from dlm_sglang.params import DecodeParams, ServerLimits, closest_field
-from dlm_sglang.seams import http
+from dlm_sglang.seams import http, http_requests
 from dlm_sglang.seams.check import check_shape
 from dlm_sglang.seams.http_table import HTTP_SEAMS
 from dlm_sglang.seams.table import Seam
 from dlm_sglang.setting_table import SETTINGS
 
 LIMITS = ServerLimits()
+FRONT = Front(LIMITS)
 DEFAULTS = DecodeParams.from_fields({}, LIMITS).to_flat()
 STATS = {"generation_mode": "diffusion", "num_forwards": 4}
 
 
 @pytest.fixture(autouse=True)
 def _our_algorithm_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "limits_of", lambda manager: LIMITS)
-    monkeypatch.setattr(http, "_is_ours", lambda: True)
+    monkeypatch.setattr(http_requests, "front_of", lambda manager: FRONT)
+    monkeypatch.setattr(http_requests, "is_ours", lambda: True)
 
 
 @pytest.mark.parametrize("seam", HTTP_SEAMS, ids=lambda seam: seam.target.removeprefix("sglang.srt."))
@@ -115,7 +117,7 @@ def run_request(obj: Any, outputs: list[Any], manager: Any = None) -> list[Any]:
 
     async def drain() -> list[Any]:
         manager_ = manager or SimpleNamespace(rid_to_state={})
-        return [output async for output in http.generate_request(original, manager_, obj)]
+        return [output async for output in http_requests.generate_request(original, manager_, obj)]
 
     return asyncio.run(drain())
 
@@ -142,7 +144,7 @@ def test_a_request_that_cannot_be_served_is_a_value_error_for_sglang() -> None:
 
 def test_an_embedding_request_and_another_algorithm_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     run_request(EmbeddingReqInput(text="a"), [])
-    monkeypatch.setattr(http, "limits_of", lambda manager: None)
+    monkeypatch.setattr(http_requests, "front_of", lambda manager: None)
     obj = GenerateReqInput(text="a", sampling_params={"frequency_penalty": 1})
     run_request(obj, [])
     assert obj.sampling_params == {"frequency_penalty": 1}
@@ -157,6 +159,38 @@ def test_what_ran_is_told_to_the_http_request_that_asked() -> None:
     assert current.summary() == STATS
 
 
+def stumbling(after: int) -> Any:
+    async def original(_manager: Any, _obj: Any, _request: Any) -> AsyncIterator[Any]:
+        for number in range(after):
+            yield {"text": str(number)}
+        raise IndexError("list index out of range")
+
+    async def drain() -> None:
+        manager = SimpleNamespace(rid_to_state={})
+        async for _ in http_requests.generate_request(original, manager, GenerateReqInput(text="a")):
+            pass
+
+    return asyncio.run(drain())
+
+
+def test_what_sglang_stumbles_over_before_it_decodes_is_a_400_and_later_is_not() -> None:
+    with pytest.raises(ValueError, match="do not fit together"):
+        stumbling(0)
+    with pytest.raises(IndexError):
+        stumbling(1)
+
+
+@pytest.mark.parametrize("token_ids", [[], [-1], [100]])
+def test_ids_that_would_end_the_scheduler_are_refused(token_ids: list[int]) -> None:
+    manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=100))
+
+    def original(*_: Any) -> None:
+        pytest.fail("SGLang was given the ids")
+
+    with pytest.raises(ValueError, match="token"):
+        http_requests.validate_one_request(original, manager, GenerateReqInput(input_ids=token_ids), token_ids)
+
+
 def test_closing_our_generator_closes_sglangs() -> None:
     closed: list[bool] = []
 
@@ -168,7 +202,9 @@ def test_closing_our_generator_closes_sglangs() -> None:
             closed.append(True)
 
     async def leave_early() -> None:
-        generator = http.generate_request(original, SimpleNamespace(rid_to_state={}), GenerateReqInput(text="a"))
+        generator = http_requests.generate_request(
+            original, SimpleNamespace(rid_to_state={}), GenerateReqInput(text="a")
+        )
         assert await anext(generator) == 1
         await generator.aclose()
 
@@ -225,12 +261,15 @@ def test_limits_come_from_the_server_and_its_checkpoint(monkeypatch: pytest.Monk
     monkeypatch.undo()
     for setting in SETTINGS:
         monkeypatch.delenv(setting.variable, raising=False)
-    manager = SimpleNamespace(model_config=SimpleNamespace(hf_config=SimpleNamespace(block_size=8)))
+    manager = SimpleNamespace(
+        served_model_name="m", model_config=SimpleNamespace(hf_config=SimpleNamespace(block_size=8))
+    )
     for algorithm, expected in (("DLM", ServerLimits(default_block_length=8, max_block_length=16)), (None, None)):
         spec = SimpleNamespace(speculative_algorithm=algorithm, speculative_num_draft_tokens=16)
         monkeypatch.setattr(runtime_context, "get_spec", lambda spec=spec: spec)
-        assert http.limits_of.__wrapped__(manager) == expected
-    assert http.server_limits() is None
+        at = http_requests.front_of.__wrapped__(manager)
+        assert (at and at.limits) == expected
+    assert http_requests.front() is None
 
 
 def test_http2_with_several_workers_is_refused() -> None:
@@ -245,7 +284,7 @@ def test_sglangs_own_routes_are_behind_our_layer() -> None:
     from sglang.srt.entrypoints.http_server import app
 
     async def ask() -> httpx.Response:
-        inner = DlmMiddleware(app.router, lambda: LIMITS)
+        inner = DlmMiddleware(app.router, lambda: FRONT)
         transport = httpx.ASGITransport(app=inner)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             return await client.post("/v1/chat/completions", json={"messages": [], "block_length": 999})

@@ -29,6 +29,11 @@ SMALL_FLAGS = (
     # Admit more than fits, so that requests are retracted.
     *("--schedule-conservativeness", "0.05"),
 )
+SERVED_NAME = "nld"
+FRONT_FLAGS = (
+    *("--max-total-tokens", str(POOL_TOKENS), "--served-model-name", SERVED_NAME),
+    *("--enable-metrics", "--reasoning-parser", "qwen3", "--tool-call-parser", "qwen25"),
+)
 DIFFUSIONS_PER_PROMPT = 3
 # SGLang counts every KV slot after every round, not only when idle, and stops at the first one that is lost.
 STRICT_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
@@ -36,7 +41,7 @@ OVERLAPPED = {"DLM_OVERLAP_SCHEDULE": "on"}
 # No slot is free and owned at once; looks through the whole pool every round.
 PAGE_CHECKS = {"SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
 
-SERVER_FIXTURES = {"server", "small_server", "each_server", "each_small_server"}
+SERVER_FIXTURES = {"server", "small_server", "front_server", "each_server", "each_small_server"}
 
 ORACLE = pytest.StashKey[Oracle]()
 
@@ -51,6 +56,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log_file = tmp_path_factory.mktemp("server") / "server.log"
     server = start_server(checkpoint, log_file, ["--max-total-tokens", str(POOL_TOKENS)], STRICT_CHECKS)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def front_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of the tests of the front end: with a name, with metrics, with a parser of thoughts."""
+    log_file = tmp_path_factory.mktemp("front-server") / "server.log"
+    server = start_server(checkpoint, log_file, FRONT_FLAGS, STRICT_CHECKS)
     try:
         yield server
     finally:

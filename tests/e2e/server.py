@@ -112,10 +112,27 @@ def launch_command(checkpoint: Path, port: int, flags: Iterable[str] = ()) -> li
     return [*command, "--speculative-algorithm", "DLM", "--port", str(port), *FLAGS, *flags]
 
 
+def serve_command(checkpoint: Path, port: int, flags: Iterable[str] = ()) -> list[str]:
+    """Our own command, which becomes SGLang's."""
+    command = [sys.executable, "-m", "dlm_sglang.cli.main", "serve", "--model-path", str(checkpoint)]
+    return [*command, "--port", str(port), "--dtype", "float32", "--mem-fraction-static", "0.1", *flags]
+
+
 def start_server(
-    checkpoint: Path, log_file: Path, flags: Iterable[str] = (), environment: dict[str, str] | None = None
+    checkpoint: Path,
+    log_file: Path,
+    flags: Iterable[str] = (),
+    environment: dict[str, str] | None = None,
+    command: Callable[[Path, int, Iterable[str]], list[str]] = launch_command,
 ) -> Server:
     """Start a server and wait until it answers.
+
+    Args:
+        checkpoint: the model's folder.
+        log_file: where the server's output goes.
+        flags: more flags for the command.
+        environment: more variables.
+        command: `launch_command` or `serve_command`.
 
     Raises:
         ServerDidNotStart: it ended, or did not answer in time; the message shows the end of its log.
@@ -123,7 +140,7 @@ def start_server(
     port = free_port()
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            launch_command(checkpoint, port, flags),
+            command(checkpoint, port, flags),
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.e2e.metrics import expected_of, grown, scrape
 from tests.e2e.server import Server, start_server
 
 NUM_HTTP_WORKERS = 2
@@ -24,7 +25,7 @@ CHAT = {"messages": [{"role": "user", "content": "What is 12 + 30?"}], "max_toke
 
 @pytest.fixture(scope="module")
 def many_workers(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    flags = ["--max-total-tokens", "4000", "--tokenizer-worker-num", str(NUM_HTTP_WORKERS)]
+    flags = ["--max-total-tokens", "4000", "--tokenizer-worker-num", str(NUM_HTTP_WORKERS), "--enable-metrics"]
     server = start_server(checkpoint, tmp_path_factory.mktemp("many-workers") / "server.log", flags, PATIENCE)
     try:
         yield server
@@ -40,6 +41,17 @@ def test_every_http_worker_takes_and_checks_our_parameters(many_workers: Server)
         refused = many_workers.post("/v1/chat/completions", {**CHAT, "block_length": 999})
         assert refused.status_code == 400
         assert refused.json()["error"]["param"] == "block_length"
+
+
+def test_metrics_are_those_of_all_http_workers_together(many_workers: Server) -> None:
+    before = scrape(many_workers)
+    answers = []
+    for _ in range(NUM_ASKS):
+        body = many_workers.post("/v1/chat/completions", {**CHAT, "model": "x", "generation_mode": "diffusion"}).json()
+        answers.append((body["dlm"], body["choices"][0]["finish_reason"], body["usage"]["completion_tokens"]))
+    # Whichever worker answers the scrape tells of both.
+    for _ in range(4):
+        assert grown(before, scrape(many_workers)) == pytest.approx(expected_of(answers), abs=1e-3)
 
 
 def test_server_ends_on_sigterm_after_streams_of_several_choices(checkpoint: Path, tmp_path: Path) -> None:

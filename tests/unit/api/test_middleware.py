@@ -15,10 +15,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Mount, Route
 
 from dlm_sglang.api import report
+from dlm_sglang.api.front import Front
 from dlm_sglang.api.middleware import DlmMiddleware
 from dlm_sglang.params import DecodeParams, ServerLimits
 
 LIMITS = ServerLimits()
+FRONT = Front(LIMITS)
 DEFAULTS = DecodeParams.from_fields({}, LIMITS).to_flat()
 CHAT = "/v1/chat/completions"
 STATS = {"generation_mode": "diffusion", "num_forwards": 4, "num_commit_forwards": 1, "tokens_per_forward": 2.0}
@@ -58,10 +60,10 @@ class Server:
             report.record_output(output)
         return self.response or JSONResponse({"id": "x", "object": "chat.completion"})
 
-    def client(self, limits: ServerLimits | None = LIMITS) -> Client:
+    def client(self, front: Front | None = FRONT) -> Client:
         paths = (CHAT, "/v1/completions", "/generate", "/invocations", "/v1/embeddings")
         app = Starlette(routes=[Route(path, self.handle, methods=["POST", "PUT", "GET"]) for path in paths])
-        return Client(DlmMiddleware(app, lambda: limits))
+        return Client(DlmMiddleware(app, lambda: front))
 
     def sent(self) -> dict[str, Any]:
         sent = json.loads(self.bodies[-1])
@@ -124,13 +126,13 @@ def test_other_routes_and_methods_are_not_touched() -> None:
 
 def test_a_server_with_another_algorithm_is_not_touched() -> None:
     server = Server()
-    server.client(limits=None).post(CHAT, content=b'{"block_length": 64}')
+    server.client(front=None).post(CHAT, content=b'{"block_length": 64}')
     assert server.bodies == [b'{"block_length": 64}']
 
 
 def test_a_path_prefix_of_the_server_is_known() -> None:
     server = Server()
-    inner = DlmMiddleware(Starlette(routes=[Route(CHAT, server.handle, methods=["POST"])]), lambda: LIMITS)
+    inner = DlmMiddleware(Starlette(routes=[Route(CHAT, server.handle, methods=["POST"])]), lambda: FRONT)
     client = Client(Starlette(routes=[Mount("/prefix", app=inner)]))
     assert client.post(f"/prefix{CHAT}", json={"block_length": 1}).status_code == 400
 
@@ -231,7 +233,7 @@ def test_requests_at_a_time_do_not_mix_their_statistics() -> None:
         async def send(message: MutableMapping[str, Any]) -> None:
             pieces.append(message.get("body", b""))
 
-        await DlmMiddleware(handle, lambda: LIMITS)(http_scope(), receive, send)
+        await DlmMiddleware(handle, lambda: FRONT)(http_scope(), receive, send)
         told = json.loads(b"".join(pieces))
         assert isinstance(told, dict)
         return told
@@ -268,7 +270,7 @@ def test_a_body_in_pieces_is_read_whole_and_a_disconnect_comes_after_it() -> Non
         pytest.fail("nothing was answered")
 
     parts = [b'{"block_', b'length"', b": 8}"]
-    asyncio.run(DlmMiddleware(handle, lambda: LIMITS)(http_scope(), receiver(parts), send))
+    asyncio.run(DlmMiddleware(handle, lambda: FRONT)(http_scope(), receiver(parts), send))
     assert json.loads(seen[0]["body"])["custom_params"]["dlm"]["block_length"] == 8
     assert seen[0]["more_body"] is False
     assert seen[1] == {"type": "http.disconnect"}
@@ -284,7 +286,7 @@ def test_a_client_that_leaves_while_sending_is_not_answered() -> None:
     async def send(message: Any) -> None:
         pytest.fail("nobody is there")
 
-    asyncio.run(DlmMiddleware(handle, lambda: LIMITS)(http_scope(), receive, send))
+    asyncio.run(DlmMiddleware(handle, lambda: FRONT)(http_scope(), receive, send))
 
 
 def test_a_stream_is_passed_on_piece_by_piece() -> None:
@@ -301,7 +303,7 @@ def test_a_stream_is_passed_on_piece_by_piece() -> None:
     async def send(message: MutableMapping[str, Any]) -> None:
         order.append(str(message["type"]))
 
-    asyncio.run(DlmMiddleware(handle, lambda: LIMITS)(http_scope(), receiver([b"{}"]), send))
+    asyncio.run(DlmMiddleware(handle, lambda: FRONT)(http_scope(), receiver([b"{}"]), send))
     body = "http.response.body"
     assert order == ["http.response.start", "made 0", body, "made 1", body, "made 2", body, body]
 
@@ -316,5 +318,5 @@ def test_websockets_and_lifespan_pass() -> None:
         return {}
 
     for kind in ("lifespan", "websocket"):
-        asyncio.run(DlmMiddleware(handle, lambda: LIMITS)({"type": kind}, nothing, nothing))
+        asyncio.run(DlmMiddleware(handle, lambda: FRONT)({"type": kind}, nothing, nothing))
     assert seen == ["lifespan", "websocket"]

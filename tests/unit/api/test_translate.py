@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from dlm_sglang.api.translate import FOREIGN_NAMES, translate_generate, translat
 from dlm_sglang.api.unsupported import REFUSALS, Surface
 from dlm_sglang.errors import RequestError
 from dlm_sglang.param_table import FIELD_BY_NAME
-from dlm_sglang.params import DecodeParams, ServerLimits
+from dlm_sglang.params import DecodeParams, GenerationMode, ServerLimits
 
 LIMITS = ServerLimits()
 DEFAULTS = DecodeParams.from_fields({}, LIMITS).to_flat()
@@ -108,6 +110,10 @@ def test_sglangs_internal_request_is_checked_again() -> None:
 
 
 OPENAI_REFUSED = {
+    "suffix": "b",
+    "best_of": 2,
+    "functions": [{"name": "f"}],
+    "function_call": "auto",
     "frequency_penalty": 0.5,
     "presence_penalty": -1,
     "repetition_penalty": 1.1,
@@ -195,6 +201,23 @@ def test_what_changes_nothing_or_works_passes_through(name: str, value: object) 
 )
 def test_generate_refuses_the_same_under_its_own_names(body: dict[str, object], param: str) -> None:
     assert refusal(body, translate_generate).param == param
+
+
+def test_a_field_may_be_refused_in_some_modes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tuple(
+        replace(row, refused_in=frozenset({GenerationMode.DIFFUSION})) if row.name == "logit_bias" else row
+        for row in REFUSALS
+    )
+    monkeypatch.setattr("dlm_sglang.api.unsupported.REFUSALS", rows)
+    biased = {**CHAT, "logit_bias": {"5": 1}}
+    assert translate_openai(biased, LIMITS)["logit_bias"] == {"5": 1}
+    error = refusal({**biased, "generation_mode": "diffusion"})
+    assert "in diffusion mode" in error.message
+    assert "autoregressive or self_speculation" in str(error.hint)
+    sampling = {"logit_bias": {"5": 1}, "custom_params": {"generation_mode": "diffusion"}}
+    assert refusal({"text": "a", "sampling_params": [{}, sampling]}, translate_generate).param == (
+        "sampling_params.logit_bias"
+    )
 
 
 def test_generate_lets_neutral_values_pass() -> None:

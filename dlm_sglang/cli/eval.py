@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
         from dlm_sglang.measure import eval_report
     lines, results = _lines(arguments)
     rows = quality.quality_rows(lines)
-    warnings = _warnings(rows, results)
+    server = results.about.get("server")
+    warnings = quality.warnings(rows, server.get("block_length") if isinstance(server, dict) else None)
     advice = quality.recommend(rows, arguments.max_loss, arguments.objective)
     for warning in warnings:
         _say(f"warning: {warning}")
@@ -86,19 +87,6 @@ def _lines(arguments: argparse.Namespace) -> tuple[list[Line], Results]:
                 _say(f"warning: {line['key']} was refused: {line['refused']}")
         return store.lines, read_results(store.path)
     return read_together(arguments.compare)
-
-
-def _warnings(rows: Sequence[object], results: Results) -> list[str]:
-    from dlm_sglang.measure.quality import QualityRow, traps
-
-    server = results.about.get("server")
-    trained = server.get("block_length") if isinstance(server, dict) else None
-    return [
-        f"{row.setting}: {trap}"
-        for row in rows
-        if isinstance(row, QualityRow)
-        for trap in traps(row.fields, trained, row.numbers.get("tpf"))
-    ]
 
 
 def _plan(arguments: argparse.Namespace) -> EvalPlan:

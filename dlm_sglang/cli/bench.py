@@ -51,6 +51,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     load = parser.add_argument_group("load on a running server")
     load.add_argument("--url", help="base URL, such as http://127.0.0.1:30000")
+    load.add_argument("--compare", type=Path, nargs="+", metavar="FILE", help="measure nothing, put runs together")
     load.add_argument("--rates", type=float, nargs="+", default=[], metavar="X", help="Poisson arrivals per second")
     load.add_argument("--only-rates", action="store_true", help="no closed loop, only --rates")
     load.add_argument(
@@ -77,15 +78,16 @@ def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     Raises:
         SettingsError: a flag has no effect here.
     """
-    idle = COMPARISON_ONLY if arguments.url else LOAD_ONLY
+    is_load = bool(arguments.url or arguments.compare)
+    idle = COMPARISON_ONLY if is_load else LOAD_ONLY
     for name in idle:
         if getattr(arguments, name) != arguments.defaults[name]:
             raise SettingsError(
-                f"--{name.replace('_', '-')} has no effect {'with' if arguments.url else 'without'} --url",
+                f"--{name.replace('_', '-')} has no effect {'with' if is_load else 'without'} --url",
                 code="flag-without-effect",
-                hint="leave it out" if arguments.url else "name the server: --url http://127.0.0.1:30000",
+                hint="leave it out" if is_load else "name the server: --url http://127.0.0.1:30000",
             )
-    return _run_load(arguments) if arguments.url else _run_comparison(arguments)
+    return _run_load(arguments) if is_load else _run_comparison(arguments)
 
 
 def _run_comparison(arguments: argparse.Namespace) -> int:
@@ -114,7 +116,7 @@ def _run_comparison(arguments: argparse.Namespace) -> int:
 
 def _run_load(arguments: argparse.Namespace) -> int:
     from dlm_sglang.measure import bench, bench_text
-    from dlm_sglang.measure.store import read_results
+    from dlm_sglang.measure.store import read_results, read_together
     from dlm_sglang.measure.table import render
 
     def say(line: str) -> None:
@@ -123,13 +125,17 @@ def _run_load(arguments: argparse.Namespace) -> int:
     if arguments.plots or arguments.html:
         # A missing plot library is told before hours of measuring, not after.
         from dlm_sglang.measure import bench_report
-    store = bench.run_bench(_plan(arguments), arguments.out or Path("bench.jsonl"), say, resume=arguments.resume)
-    rows = bench.rows_of(store.lines)
+    if arguments.compare:
+        lines, results = read_together(arguments.compare)
+    else:
+        store = bench.run_bench(_plan(arguments), arguments.out or Path("bench.jsonl"), say, resume=arguments.resume)
+        lines, results = store.lines, read_results(store.path)
+    rows = bench.rows_of(lines)
     if arguments.plots:
         for path in bench_report.write_plots(rows, arguments.plots):
             say(f"wrote {path}")
     if arguments.html:
-        bench_report.write_html(rows, read_results(store.path), arguments.html)
+        bench_report.write_html(rows, results, arguments.html)
         say(f"wrote {arguments.html}")
     print(json.dumps(bench_text.as_json(rows)) if arguments.json else render(*bench_text.as_table(rows), 2))
     return 0

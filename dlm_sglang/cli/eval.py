@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
         from dlm_sglang.measure import eval_report
     lines, results = _lines(arguments)
     rows = quality.quality_rows(lines)
-    warnings = _warnings(rows, results)
+    server = results.about.get("server")
+    warnings = quality.warnings(rows, server.get("block_length") if isinstance(server, dict) else None)
     advice = quality.recommend(rows, arguments.max_loss, arguments.objective)
     for warning in warnings:
         _say(f"warning: {warning}")
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
 def _lines(arguments: argparse.Namespace) -> tuple[list[Line], Results]:
     """Measured now, or read from files that may be compared."""
     from dlm_sglang.measure import evaluate
-    from dlm_sglang.measure.store import read_results, refuse_differences
+    from dlm_sglang.measure.store import read_results, read_together
 
     if not arguments.compare:
         store, _ = evaluate.run_eval(_plan(arguments), arguments.out, _say, resume=arguments.resume)
@@ -85,23 +86,7 @@ def _lines(arguments: argparse.Namespace) -> tuple[list[Line], Results]:
             if "refused" in line:
                 _say(f"warning: {line['key']} was refused: {line['refused']}")
         return store.lines, read_results(store.path)
-    runs = [read_results(path) for path in arguments.compare]
-    for other in runs[1:]:
-        refuse_differences(runs[0].equal, other.equal, str(runs[0].path), str(other.path))
-    return [line for results in runs for line in results.lines], runs[0]
-
-
-def _warnings(rows: Sequence[object], results: Results) -> list[str]:
-    from dlm_sglang.measure.quality import QualityRow, traps
-
-    server = results.about.get("server")
-    trained = server.get("block_length") if isinstance(server, dict) else None
-    return [
-        f"{row.setting}: {trap}"
-        for row in rows
-        if isinstance(row, QualityRow)
-        for trap in traps(row.fields, trained, row.numbers.get("tpf"))
-    ]
+    return read_together(arguments.compare)
 
 
 def _plan(arguments: argparse.Namespace) -> EvalPlan:

@@ -12,7 +12,7 @@ from dlm_sglang.measure.store import Line, numbers_of
 BASELINE_MODE = "autoregressive"
 # Settings that lose more than this are no use to anybody: the area does not count them.
 AREA_FLOOR = 0.10
-OBJECTIVES = ("tpf", "tok_s")
+_MOST_NAMED = 2
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,18 @@ def traps(fields: Mapping[str, object], trained_block_length: int | None, tpf: f
     if trained_block_length is not None and isinstance(block, int) and block != trained_block_length:
         found.append(f"block_length {block}; the checkpoint's own is {trained_block_length}")
     return found
+
+
+def warnings(rows: Sequence[QualityRow], trained_block_length: int | None) -> list[str]:
+    """Every trap once, with the settings that are in it."""
+    settings: dict[str, list[str]] = {}
+    for row in rows:
+        for trap in traps(row.fields, trained_block_length, row.numbers.get("tpf")):
+            settings.setdefault(trap, []).append(row.setting)
+    return [
+        f"{', '.join(own) if len(own) <= _MOST_NAMED else f'{len(own)} settings'}: {trap}"
+        for trap, own in settings.items()
+    ]
 
 
 def _is_exact(row: QualityRow) -> bool:

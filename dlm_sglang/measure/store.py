@@ -98,6 +98,18 @@ def read_results(path: Path) -> Results:
     return Results(path, equal, about, tuple(line for line in parsed[1:] if line.get("kind") == MEASUREMENT))
 
 
+def read_together(paths: Sequence[Path]) -> tuple[list[Line], Results]:
+    """The lines of several runs, and the first run.
+
+    Raises:
+        SettingsError: one is not a results file, or they measured different things.
+    """
+    runs = [read_results(path) for path in paths]
+    for other in runs[1:]:
+        refuse_differences(runs[0].equal, other.equal, str(runs[0].path), str(other.path))
+    return [line for results in runs for line in results.lines], runs[0]
+
+
 def refuse_differences(
     first: Mapping[str, object], second: Mapping[str, object], first_name: str, second_name: str
 ) -> None:

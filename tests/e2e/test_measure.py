@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import threading
@@ -43,9 +44,16 @@ GRID = [
 ]
 # Steps, block length: as the rows of `make eval` are called.
 REFERENCE_ROWS = {"autoregressive": ("", None), "self_speculation": ("draft 1", 16), "diffusion": ("threshold 0.9", 16)}
-# Large enough that what else happens in the host memory meanwhile does not count.
 MEM_FRACTION, NO_CAP = 0.2, 10**8
 UNCAPPED = ("--mem-fraction-static", str(MEM_FRACTION), "--max-total-tokens", str(NO_CAP))
+# The host's free memory moves with every other process; a server with this has 8 GiB to itself.
+FIXED_MEMORY = """
+import psutil
+measured = psutil.virtual_memory
+def virtual_memory():
+    return measured()._replace(available=(8 << 30) - psutil.Process().memory_info().rss)
+psutil.virtual_memory = virtual_memory
+"""
 LOADED = re.compile(r"Load weight end.*avail mem=([\d.]+) GB, mem usage=([\d.]+) GB")
 
 
@@ -131,7 +139,9 @@ def test_a_capped_pool_is_predicted_exactly(server: Server, checkpoint: Path) ->
 @pytest.fixture
 def short_lived(checkpoint: Path, tmp_path: Path) -> Iterator[Server]:
     """A server of its own, whose KV pool is bounded by memory alone, to be ended in the middle of a sweep."""
-    server = start_server(checkpoint, tmp_path / "server.log", UNCAPPED)
+    (tmp_path / "sitecustomize.py").write_text(FIXED_MEMORY)
+    search_path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    server = start_server(checkpoint, tmp_path / "server.log", UNCAPPED, {"PYTHONPATH": search_path})
     try:
         yield server
     finally:
@@ -175,7 +185,7 @@ def test_the_pool_is_predicted_and_a_killed_server_loses_no_measurement(
 
 
 def memory_free_before_loading_gib(server: Server) -> float:
-    """As the server logged it: other processes of this machine move the free memory all the time."""
+    """As the server logged it."""
     logged = LOADED.search(server.log)
     assert logged is not None, "the server's line about loaded weights has changed"
     return float(logged[1]) + float(logged[2])

@@ -118,6 +118,22 @@ def test_warm_up_never_exceeds_the_concurrency(fake: FakeServer, tmp_path: Path)
     assert len(fake.bodies) == 20 + bench.WARM_UP_REQUESTS
 
 
+def test_finished_runs_are_put_together_without_a_server(
+    fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path, mode in zip(files, ("ar", "diffusion"), strict=True):
+        run_bench(plan_of(fake, settings=make_grid([mode])), path, lambda _: None)
+    assert main(["bench", "--compare", *map(str, files), "--html", str(tmp_path / "b.html")]) == 0
+    printed = capsys.readouterr().out
+    assert "autoregressive" in printed
+    assert "diffusion" in printed
+    other = tmp_path / "c.jsonl"
+    run_bench(plan_of(fake, sampling={"temperature": 1}), other, lambda _: None)
+    assert main(["bench", "--compare", str(files[0]), str(other)]) == 2
+    assert "they differ in sampling" in capsys.readouterr().err
+
+
 def row(setting: str, tok_s: float, *, concurrency: int | None = None, rate_s: float | None = None) -> bench.Row:
     numbers = {"tok_s": (tok_s, tok_s, tok_s), "user_tok_s": (1.0, 1.0, 1.0)}
     return bench.Row(setting, Pattern(concurrency, rate_s), 1, numbers)

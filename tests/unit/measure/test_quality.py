@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlm_sglang.errors import SettingsError
-from dlm_sglang.measure.quality import area, pareto, quality_rows, recommend, traps
+from dlm_sglang.measure.quality import area, pareto, quality_rows, recommend, traps, warnings
 from dlm_sglang.measure.store import Line
 
 N = 300
@@ -102,3 +102,9 @@ def test_equal_answers_prove_nothing_for_diffusion_beyond_the_interval() -> None
 def test_traps_are_named(fields: dict[str, object], tpf: float, words: str) -> None:
     found = traps(fields, 16, tpf)
     assert (found == []) if not words else any(words in trap for trap in found)
+
+
+def test_a_trap_is_told_once_for_all_settings_in_it() -> None:
+    rows = quality_rows([BASE, *(line("self_speculation", n, 5.0, block=32) for n in range(3))])
+    assert warnings(rows, 16) == ["3 settings: block_length 32; the checkpoint's own is 16"]
+    assert warnings(rows, None) == []

@@ -94,7 +94,7 @@ def pad_layout(layout: RoundLayout, bucket: Bucket) -> RoundLayout:
         token_index=token_index,
         is_autoregressive=bucket.is_autoregressive,
         may_sample=True,
-        may_draft=True,
+        may_draft=not bucket.is_autoregressive,
         ranks_masks=not bucket.is_autoregressive,
         hints=RowHints(is_autoregressive=bucket.is_autoregressive),
     )

@@ -84,8 +84,11 @@ def make_layout(policies: Sequence[DecodePolicy], device: torch.device | str) ->
     offset_of_token = torch.arange(sum(widths)) - starts[row_of_token]
     token_index = starts[:, None] + torch.minimum(torch.arange(max_width), lens[:, None] - 1)
 
+    is_cuda = torch.device(device).type == "cuda"
+
     def there(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
+        # From memory that may be paged out, a larger copy would wait for the device.
+        return (tensor.pin_memory() if is_cuda else tensor).to(device, non_blocking=True)
 
     return RoundLayout(
         widths=there(lens.int()),

@@ -185,4 +185,5 @@ class BlockState:
         self.progress[slots] = torch.stack(Progress(length, phase, torch.zeros_like(length), remaining), dim=1)
 
     def _column(self, values: list[int] | list[list[int]] | list[list[float]], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype).to(self.device, non_blocking=True)
+        column = torch.tensor(values, dtype=dtype, pin_memory=self.device.type == "cuda")
+        return column.to(self.device, non_blocking=True)

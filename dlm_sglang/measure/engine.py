@@ -83,9 +83,12 @@ def measure_engine(
     with _traced_server(common, "plain") as plain, _traced_server(ours, "dlm") as dlm:
         for concurrency in concurrencies:
             count = max(16, 3 * concurrency)
-            for name, (_, fields) in runs.items():
-                server = plain if name == PLAIN else dlm
-                yield _measure(name, server, bodies_of(prompts, count, [fields]), concurrency, repeats, reads[name])
+            loads = {
+                name: (plain if name == PLAIN else dlm, bodies_of(prompts, count, [fields]))
+                for name, (_, fields) in runs.items()
+            }
+            samples = _alternate(loads, concurrency, repeats)
+            yield from (_cell(name, concurrency, samples[name], reads[name]) for name in runs)
 
 
 @dataclass(frozen=True)
@@ -138,34 +141,55 @@ def _reads_per_round(arguments: Sequence[str], load: Sequence[Fields]) -> float:
         return sum(len(record.host_reads or ()) for record in records) / len(records)
 
 
-def _measure(
-    name: str, server: _Traced, load: Sequence[Fields], concurrency: int, repeats: int, reads: float
-) -> EngineCell:
-    server.decode_records(load[: 2 * concurrency], concurrency)
-    rounds, forwards, speeds, query_tokens, rows, tokens = [], [], [], 0.0, 0.0, 0
-    for _ in range(repeats):
-        records, tok_s, num_tokens = server.decode_records(load, concurrency)
-        speeds.append(tok_s)
-        tokens += num_tokens
-        query_tokens += sum(record.query_tokens for record in records)
-        rows += sum(record.rows for record in records)
+class _Samples:
+    """What the repeats of one mode at one concurrency gave."""
+
+    def __init__(self) -> None:
+        self.round_s: list[float] = []
+        self.forward_s: list[float] = []
+        self.tok_s: list[float] = []
+        self.query_tokens = self.rows = self.tokens = 0
+
+    def add(self, records: list[Round], tok_s: float, num_tokens: int, concurrency: int) -> None:
+        """Take one repeat's rounds."""
+        self.tok_s.append(tok_s)
+        self.tokens += num_tokens
+        self.query_tokens += sum(record.query_tokens for record in records)
+        self.rows += sum(record.rows for record in records)
         for one, after in itertools.pairwise(records):
             # Full batches only, and no prefill or pause between the two.
             gap_s, run_s = after.start_s - one.end_s, one.end_s - one.start_s
             if one.rows == after.rows == concurrency and gap_s < run_s:
-                rounds.append(gap_s + run_s)
-                forwards.append(one.forward_s)
-    hosts = [round_s - forward_s for round_s, forward_s in zip(rounds, forwards, strict=True)]
+                self.round_s.append(gap_s + run_s)
+                self.forward_s.append(one.forward_s)
+
+
+def _alternate(
+    loads: Mapping[str, tuple[_Traced, list[Fields]]], concurrency: int, repeats: int
+) -> dict[str, _Samples]:
+    """Run every load once to warm up, then in turns, so that a drift of the machine favours nobody."""
+    samples = {name: _Samples() for name in loads}
+    for server, load in loads.values():
+        server.decode_records(load[: 2 * concurrency], concurrency)
+    for repeat in range(repeats):
+        for name in list(loads) if repeat % 2 == 0 else list(loads)[::-1]:
+            server, load = loads[name]
+            samples[name].add(*server.decode_records(load, concurrency), concurrency)
+    return samples
+
+
+def _cell(name: str, concurrency: int, samples: _Samples, reads: float) -> EngineCell:
+    pairs = zip(samples.round_s, samples.forward_s, strict=True)
     return EngineCell(
         name=name,
         concurrency=concurrency,
-        round_ms=round(1e3 * statistics.median(rounds), 3),
-        forward_ms=round(1e3 * statistics.median(forwards), 3),
-        host_ms=round(1e3 * statistics.median(hosts), 3),
+        round_ms=round(1e3 * statistics.median(samples.round_s), 3),
+        forward_ms=round(1e3 * statistics.median(samples.forward_s), 3),
+        host_ms=round(1e3 * statistics.median(round_s - forward_s for round_s, forward_s in pairs), 3),
         reads_per_round=round(reads, 2),
-        tokens_per_forward=round(tokens / rows, 2),
-        query_tokens_per_token=round(query_tokens / tokens, 2),
-        tok_s=round(statistics.median(speeds), 1),
+        tokens_per_forward=round(samples.tokens / samples.rows, 2),
+        query_tokens_per_token=round(samples.query_tokens / samples.tokens, 2),
+        tok_s=round(statistics.median(samples.tok_s), 1),
     )
 
 

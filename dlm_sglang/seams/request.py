@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from dlm_sglang.params import FLAT_KEY, DecodeParams, ServerLimits
 
 _GREEDY_TOP_K = 1
 _EVERYTHING = 1 << 30
+_NUM_SEEDS = 1 << 62
 
 
 @dataclass
@@ -61,10 +62,15 @@ def _policy(req: Any, limits: ServerLimits) -> DecodePolicy:
         top_k=sampling.top_k if 0 < sampling.top_k < _EVERYTHING else -1,
         top_p=float(sampling.top_p),
         min_p=float(sampling.min_p),
-        seed=secrets.randbits(62) if seed is None else int(seed) % (1 << 62),
+        seed=(_seed_of(req.rid) if seed is None else int(seed)) % _NUM_SEEDS,
         stop_ids=_stop_ids(req),
         max_new_tokens=int(sampling.max_new_tokens),
     )
+
+
+def _seed_of(request_id: str) -> int:
+    """A seed for a request that names none: random as its id is, and the same on every tensor-parallel rank."""
+    return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest())
 
 
 def _stop_ids(req: Any) -> tuple[int, ...]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from dlm_kernels.ops.advance_rows import RowHints
+from sglang.srt.distributed.parallel_state import graph_capture
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from torch import Tensor
@@ -105,9 +107,15 @@ class PaddedRounds:
         self._memory_pool: Any = None
 
     def capture(self) -> None:
-        """Prepare every bucket, largest first, so that smaller graphs reuse the memory of larger ones."""
-        for bucket in reversed(self._buckets):
-            self._padded[bucket] = self._prepare(bucket)
+        """Prepare every bucket, largest first, so that smaller graphs reuse the memory of larger ones.
+
+        All on one stream: the allocator gives memory back to the stream that had it. SGLang's context makes
+        collectives of tensor parallelism fit for capture.
+        """
+        is_cuda = self._runner.state.device.type == "cuda"
+        with graph_capture() if is_cuda else nullcontext() as context:
+            for bucket in reversed(self._buckets):
+                self._padded[bucket] = self._prepare(bucket, context.stream if context else None)
         logger.info("decode rounds prepared for %d shapes of up to %d tokens", len(self._buckets), self._max_tokens)
 
     @property
@@ -138,7 +146,7 @@ class PaddedRounds:
             None if outputs.is_denoise is None else outputs.is_denoise[:num_rows].clone(),
         )
 
-    def _prepare(self, bucket: Bucket) -> _Padded:
+    def _prepare(self, bucket: Bucket, stream: Any) -> _Padded:
         device = self._runner.state.device
         slots = torch.full((bucket.num_rows,), PADDING_SLOT, dtype=torch.int64, device=device)
         layout = _own_tensors(pad_layout(_no_rows(bucket, device), bucket))
@@ -148,18 +156,13 @@ class PaddedRounds:
             context_length = self._runner.state.context_length
             return self._runner.run(slots, seq_lens, layout, may_cut=True, max_kv_len=context_length)
 
-        if device.type != "cuda":
-            return _Padded(slots, seq_lens, layout, body)
-        return _Padded(slots, seq_lens, layout, self._captured(body))
+        return _Padded(slots, seq_lens, layout, body if stream is None else self._captured(body, stream))
 
-    def _captured(self, body: Callable[[], RoundOutputs]) -> Callable[[], RoundOutputs]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            # Kernels compile and libraries make their workspaces outside of the graph.
-            body()
-            body()
-        torch.cuda.current_stream().wait_stream(stream)
+    def _captured(self, body: Callable[[], RoundOutputs], stream: Any) -> Callable[[], RoundOutputs]:
+        # Kernels compile and libraries make their workspaces outside of the graph.
+        body()
+        body()
+        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory_pool, stream=stream):
             outputs = body()
@@ -185,7 +188,7 @@ def _no_rows(bucket: Bucket, device: torch.device) -> RoundLayout:
         token_index=ids.view(0, 1).expand(0, bucket.max_width),
         is_autoregressive=bucket.is_autoregressive,
         may_sample=True,
-        may_draft=True,
+        may_draft=not bucket.is_autoregressive,
         ranks_masks=True,
         hints=RowHints(is_autoregressive=bucket.is_autoregressive),
     )

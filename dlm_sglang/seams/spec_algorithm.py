@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sglang.srt.managers.overlap_utils import FutureMap
+from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from dlm_sglang.errors import SettingsError
@@ -69,7 +70,20 @@ class DlmAlgorithm(CustomSpecAlgo):
         if settings.overlap_schedule == "off" or (settings.overlap_schedule == "auto" and on_cpu_platform()):
             # Without a device of its own a forward leaves the host nothing to do beside it.
             server_args.disable_overlap_schedule = True
-        server_args.disable_cuda_graph = True
+        disable_stock_graphs(server_args)
+
+
+def disable_stock_graphs(server_args: Any) -> None:
+    """Keep SGLang from capturing graphs of its own: it would capture shapes that no round has.
+
+    The flag alone comes too late here: SGLang resolved it into a configuration by phase before it asked us.
+    """
+    server_args.disable_cuda_graph = True
+    config = server_args.cuda_graph_config
+    if config is not None:
+        for phase in Phase.ALL:
+            config = with_phase(config, phase, backend=Backend.DISABLED)
+        server_args.cuda_graph_config = config
 
 
 def _refuse_unsupported(server_args: Any) -> None:
@@ -98,5 +112,6 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("speculative_draft_model_path", (None,), "the model drafts for itself"),
     ("enable_mixed_chunk", (False,), "decode rows carry blocks, not single tokens"),
     ("skip_tokenizer_init", (False,), "request parameters are checked where the tokenizer is"),
+    ("enable_forward_pass_metrics", (False,), "it reads row lengths that stay on the device"),
     ("enable_hierarchical_cache", (False,), "not tested with scratch KV of denoise rows"),
 )

@@ -46,6 +46,7 @@ class RoundTrace:
         with HostReads() if self._counts_reads and is_decode else nullcontext() as reads:
             result = original(scheduler, batch, *args)
         layout = layout or getattr(batch.spec_info, "layout", None)
+        decode_tokens = layout.num_tokens if layout else len(batch.reqs)
         self._records.append(
             {
                 "kind": "decode" if is_decode else "extend",
@@ -53,7 +54,7 @@ class RoundTrace:
                 "end_s": time.monotonic(),
                 "forward_s": self._forward_s,
                 "rows": len(batch.reqs),
-                "query_tokens": layout.num_tokens if layout else len(batch.reqs),
+                "query_tokens": decode_tokens if is_decode else batch.extend_num_tokens,
                 "host_reads": reads.places if reads else None,
             }
         )

@@ -47,7 +47,7 @@ def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> tup
 def _settled_tokens(state: BlockState, inputs: RoundInputs) -> Tensor | None:
     """`[T]` bool, tokens whose logits nobody needs: filled positions, all but the last of an unverified commit."""
     layout = inputs.layout
-    if layout.is_autoregressive:
+    if layout.is_autoregressive or inputs.progress is None or inputs.ints is None:
         return None
     offsets = state.offsets[: layout.max_width]
     is_denoise = (inputs.progress.phase == DENOISE)[:, None]
@@ -59,13 +59,14 @@ def _settled_tokens(state: BlockState, inputs: RoundInputs) -> Tensor | None:
 
 
 def _sampling_rows(state: BlockState, inputs: RoundInputs) -> SamplingRows:
-    layout = inputs.layout
-    floats, ints = state.floats_of(inputs.slots), inputs.ints
-    is_denoise = inputs.progress.phase == DENOISE
+    layout, ints, progress = inputs.layout, inputs.ints, inputs.progress
+    assert ints is not None and progress is not None, "gathered where a row samples"
+    floats = state.floats_of(inputs.slots)
+    is_denoise = progress.phase == DENOISE
     temperature = torch.where(is_denoise, floats.denoise_temperature, floats.temperature)
     # A causal row chooses the token one past its own position, in step 0 of that position.
     position = inputs.positions + layout.per_token(torch.where(is_denoise, 0, 1))
-    step = layout.per_token(torch.where(is_denoise, inputs.progress.step + 1, 0))
+    step = layout.per_token(torch.where(is_denoise, progress.step + 1, 0))
     return SamplingRows(
         temperature=layout.per_token(temperature),
         top_k=layout.per_token(ints.top_k),

@@ -24,8 +24,7 @@ class RoundInputs:
         layout: where the tokens lie.
         slots: `[R]` int64, request slots.
         seq_lens: `[R]` int64, committed tokens before the block.
-        progress, ints: the rows' state and policies, gathered.
-        canvas: `[R, L]` int64, blocks as they stand; column 0 alone where every row is autoregressive.
+        progress, ints: the rows' state and policies, gathered; None where every row is greedy and autoregressive.
         kv_lens: `[R]` int64, keys of each row, its block included.
         input_ids, positions: `[T]` int64.
         kv_limit: `[T]` int64, keys at positions below it are visible.
@@ -36,9 +35,8 @@ class RoundInputs:
     layout: RoundLayout
     slots: Tensor
     seq_lens: Tensor
-    progress: Progress
-    ints: PolicyInts
-    canvas: Tensor
+    progress: Progress | None
+    ints: PolicyInts | None
     kv_lens: Tensor
     input_ids: Tensor
     positions: Tensor
@@ -79,16 +77,21 @@ def plan_round(
 
     Source: one-block-two-forwards scheme, spec sections 2.1 to 2.3.
     """
-    progress, ints = state.progress_of(slots), state.ints_of(slots)
-    canvas = state.canvas[slots, : layout.max_width]
-    is_denoise = progress.phase == DENOISE
-    kv_lens = seq_lens + (1 if layout.is_autoregressive else progress.length)
+    progress = ints = draft_rows = None
     if layout.is_autoregressive:
-        input_ids, positions, kv_limit = canvas[:, 0], seq_lens, kv_lens
+        input_ids, positions, kv_lens = state.canvas[slots, 0], seq_lens, seq_lens + 1
+        kv_limit = kv_lens
+        if layout.may_sample:
+            progress, ints = state.progress_of(slots), state.ints_of(slots)
     else:
-        input_ids = layout.per_block(canvas)
+        progress, ints = state.progress_of(slots), state.ints_of(slots)
+        is_denoise = progress.phase == DENOISE
+        input_ids = layout.per_block(state.canvas[slots, : layout.max_width])
         positions = layout.per_token(seq_lens) + layout.offset_of_token
+        kv_lens = seq_lens + progress.length
         kv_limit = torch.maximum(positions + 1, layout.per_token(torch.where(is_denoise, kv_lens, 0)))
+        if layout.may_draft:
+            draft_rows = layout.per_token((is_denoise & ints.uses_drafter.bool()).float())
     is_padding = None
     if may_cut:
         kv_lens = kv_lens.clamp(max=state.context_length)
@@ -96,16 +99,12 @@ def plan_round(
         is_padding = positions >= block_end
         positions = torch.minimum(positions, block_end - 1).clamp(min=0)
         kv_limit = torch.minimum(kv_limit, block_end)
-    draft_rows = None
-    if layout.may_draft:
-        draft_rows = layout.per_token((is_denoise & ints.uses_drafter.bool()).float())
     return RoundInputs(
         layout=layout,
         slots=slots,
         seq_lens=seq_lens,
         progress=progress,
         ints=ints,
-        canvas=canvas,
         kv_lens=kv_lens,
         input_ids=input_ids,
         positions=positions,

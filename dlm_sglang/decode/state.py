@@ -124,32 +124,32 @@ class BlockState:
         return PolicyFloats(*self.policy_floats[slots].unbind(1))
 
     def admit(
-        self, slots: Tensor, policies: list[DecodePolicy], emitted: list[int], seed_ids: Tensor, seq_lens: Tensor
+        self, slots: Tensor, policies: list[DecodePolicy], emitted: list[int], seed_ids: Tensor, seq_lens: list[int]
     ) -> None:
-        """Start the first block of requests whose prefill ended.
+        """Start the first block of requests whose prefill ended; later ones `advance_rows` begins.
+
+        A block is `[seed, MASK, ...]`, or all masked where blocks are unseeded. A seeded block of one position, an
+        autoregressive step or the last one before the context end, has no mask and goes straight to its commit.
 
         Args:
             slots: `[R]` int64, request slots, R >= 1.
             policies: R policies.
             emitted: R counts of output tokens so far, the seed included.
             seed_ids: `[R]` int64, token after the last cached one; ignored where blocks are unseeded.
-            seq_lens: `[R]` int64, cached tokens.
+            seq_lens: R counts of cached tokens.
         """
-        self.policy_ints[slots] = self._column(
+        # One table for all columns: each copy to the device and each scatter costs more than its bytes.
+        table = self._column(
             [
-                [
-                    policy.block_length,
-                    policy.max_denoising_steps,
-                    policy.accepts_whole_block,
-                    policy.seeded_blocks,
-                    policy.uses_drafter,
-                    policy.top_k,
-                    policy.seed,
-                ]
-                for policy in policies
+                self._first_row(policy, policy.max_new_tokens - count, seq_len)
+                for policy, count, seq_len in zip(policies, emitted, seq_lens, strict=True)
             ],
             torch.int64,
         )
+        ints, progress, stop_ids = table.split((len(PolicyInts._fields), len(Progress._fields), MAX_STOP_IDS), dim=1)
+        self.policy_ints[slots] = ints
+        self.progress[slots] = progress
+        self.stop_ids[slots] = stop_ids
         self.policy_floats[slots] = self._column(
             [
                 [
@@ -163,26 +163,29 @@ class BlockState:
             ],
             torch.float32,
         )
-        stop_ids = [[*policy.stop_ids[:MAX_STOP_IDS]] for policy in policies]
-        self.stop_ids[slots] = self._column([ids + [-1] * (MAX_STOP_IDS - len(ids)) for ids in stop_ids], torch.int64)
-        remaining = self._column(
-            [policy.max_new_tokens - count for policy, count in zip(policies, emitted, strict=True)], torch.int64
-        )
-        self._begin_blocks(slots, seed_ids, seq_lens, remaining)
-
-    def _begin_blocks(self, slots: Tensor, seed_ids: Tensor, seq_lens: Tensor, remaining: Tensor) -> None:
-        """Lay out `[seed, MASK, ...]`, or all masked where blocks are unseeded; later ones `advance_rows` begins.
-
-        A seeded block of one position, an autoregressive step or the last one before the context end, has no
-        mask and goes straight to its commit.
-        """
-        ints = self.ints_of(slots)
-        length = torch.minimum(ints.block_length, self.context_length - seq_lens)
-        is_later = self.offsets >= ints.is_seeded[:, None]
+        is_later = self.offsets >= PolicyInts(*ints.unbind(1)).is_seeded[:, None]
         self.canvas[slots] = torch.where(is_later, self.mask_token_id, seed_ids[:, None])
-        self.is_masked[slots] = is_later & (self.offsets < length[:, None])
-        phase = torch.where(length <= ints.is_seeded, COMMIT, DENOISE)
-        self.progress[slots] = torch.stack(Progress(length, phase, torch.zeros_like(length), remaining), dim=1)
+        self.is_masked[slots] = is_later & (self.offsets < progress[:, :1])
+
+    def _first_row(self, policy: DecodePolicy, remaining: int, seq_len: int) -> list[int]:
+        """Columns of `PolicyInts`, `Progress` and the stop ids."""
+        length = min(policy.block_length, self.context_length - seq_len)
+        stop_ids = policy.stop_ids[:MAX_STOP_IDS]
+        return [
+            policy.block_length,
+            policy.max_denoising_steps,
+            policy.accepts_whole_block,
+            policy.seeded_blocks,
+            policy.uses_drafter,
+            policy.top_k,
+            policy.seed,
+            length,
+            COMMIT if length <= policy.seeded_blocks else DENOISE,
+            0,
+            remaining,
+            *stop_ids,
+            *(-1 for _ in range(MAX_STOP_IDS - len(stop_ids))),
+        ]
 
     def _column(self, values: list[int] | list[list[int]] | list[list[float]], dtype: torch.dtype) -> Tensor:
         column = torch.tensor(values, dtype=dtype, pin_memory=self.device.type == "cuda")

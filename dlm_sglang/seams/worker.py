@@ -123,13 +123,19 @@ class DlmWorker(BaseSpecWorker):
         result.next_token_ids = seed_ids
         result.new_seq_lens = seq_lens
         result.next_draft_input = DlmRoundState(self.limits.max_block_length)
-        held = self._hold_emissions(batch, states, seed_ids, result)
+        cached_lens = batch.seq_lens_cpu.tolist()
+        held = self._hold_emissions(batch, states, seed_ids, cached_lens, result)
         emitted = [len(req.output_ids) + (row not in held) for row, req in enumerate(batch.reqs)]
-        self.state.admit(slots, policies, emitted, seed_ids, result.new_seq_lens)
+        self.state.admit(slots, policies, emitted, seed_ids, cached_lens)
         return result
 
     def _hold_emissions(
-        self, batch: Any, states: list[RequestState], seed_ids: torch.Tensor, result: GenerationBatchResult
+        self,
+        batch: Any,
+        states: list[RequestState],
+        seed_ids: torch.Tensor,
+        cached_lens: list[int],
+        result: GenerationBatchResult,
     ) -> set[int]:
         """Name the prefills whose token is not emitted, and take a resumed block's seed back out of the cache."""
         held: set[int] = set()
@@ -146,6 +152,7 @@ class DlmWorker(BaseSpecWorker):
                 if result.new_seq_lens is batch.seq_lens:
                     result.new_seq_lens = batch.seq_lens.clone()
                 result.new_seq_lens[row] -= 1
+                cached_lens[row] -= 1
                 seed_ids[row] = req.output_ids[-1]
                 req.kv.kv_committed_len -= 1
         result.held_rows = held

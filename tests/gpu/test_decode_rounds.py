@@ -55,7 +55,7 @@ def _state(policies: list[DecodePolicy], device: str) -> tuple[BlockState, torch
     state = BlockState(num_rows + 1, 32, mask_token_id=MASK, context_length=CONTEXT, device=device)
     slots = torch.arange(1, num_rows + 1, device=device)
     seq_lens = torch.full((num_rows,), 20, device=device)
-    state.admit(slots, policies, [1] * num_rows, torch.full((num_rows,), 5, device=device), seq_lens)
+    state.admit(slots, policies, [1] * num_rows, torch.full((num_rows,), 5, device=device), [20] * num_rows)
     return state, slots, seq_lens
 
 

@@ -99,7 +99,7 @@ def _prefill(model: TriModeModel, state: BlockState, slot: int, row: Row) -> Non
     seed = choose_seeds(logits, [row.policy], position, state.mask_token_id)
     if row.policy.seeded_blocks:
         row.emit(seed.tolist())
-    state.admit(torch.tensor([slot]), [row.policy], [len(row.output)], seed, position)
+    state.admit(torch.tensor([slot]), [row.policy], [len(row.output)], seed, [len(row.prompt)])
 
 
 def _round(

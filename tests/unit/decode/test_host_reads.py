@@ -50,7 +50,7 @@ def _run(policies: list[DecodePolicy], layout: RoundLayout, num_rounds: int, *, 
     num_rows = len(policies)
     state = BlockState(num_rows + 1, 32, mask_token_id=MASK, context_length=CONTEXT)
     slots, seq_lens = torch.arange(1, num_rows + 1), torch.full((num_rows,), 20)
-    state.admit(slots, policies, [1] * num_rows, torch.full((num_rows,), 5), seq_lens)
+    state.admit(slots, policies, [1] * num_rows, torch.full((num_rows,), 5), seq_lens.tolist())
     slots = torch.nn.functional.pad(slots, (0, layout.num_rows - num_rows))
     seq_lens = torch.nn.functional.pad(seq_lens, (0, layout.num_rows - num_rows))
     generator = torch.Generator().manual_seed(random.randrange(1 << 30))

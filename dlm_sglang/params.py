@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dlm_sglang.errors import RequestError, SettingsError, shown
 from dlm_sglang.param_table import FIELD_BY_NAME, MIN_BLOCK_LENGTH, MODE_ALIASES, MODES_TO_COME, GenerationMode
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 FLAT_KEY = "dlm"
+# Longer than any parameter with a few letters too many.
+_LONGEST_MISSPELLING = 64
 Scalar = bool | int | float | str
 
 
@@ -166,8 +169,14 @@ def unknown_field(name: str) -> RequestError:
     )
 
 
+@lru_cache(maxsize=512)
 def closest_field(name: str) -> str | None:
-    """The parameter that `name` is probably a misspelling of, or None."""
+    """The parameter that `name` is probably a misspelling of, or None.
+
+    Every key of every request is asked about, and clients send the same ones again and again.
+    """
+    if len(name) > _LONGEST_MISSPELLING:
+        return None
     near = difflib.get_close_matches(name.lower(), FIELD_BY_NAME, n=1, cutoff=0.75)
     return near[0] if near else None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.e2e.server import Server, start_server
 BUNDLED = Path(dlm_sglang.__file__).parent / "assets" / "bundled"
 NUM_PROMPTS = 64
 POOL_TOKENS = 20_000
+SERVER_FLAGS = ("--max-total-tokens", str(POOL_TOKENS))
 SMALL_CONTEXT = 256
 SMALL_POOL_TOKENS = 900
 SMALL_FLAGS = (
@@ -52,59 +54,57 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(BUNDLED, tmp_path_factory.mktemp("checkpoint") / "bundled"))
 
 
-@pytest.fixture(scope="session")
-def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log_file = tmp_path_factory.mktemp("server") / "server.log"
-    server = start_server(checkpoint, log_file, ["--max-total-tokens", str(POOL_TOKENS)], STRICT_CHECKS)
+@contextmanager
+def running(
+    checkpoint: Path,
+    folders: pytest.TempPathFactory,
+    name: str,
+    flags: Sequence[str],
+    *environments: dict[str, str],
+) -> Iterator[Server]:
+    """A server from its start to its end, its log in a folder of that name."""
+    environment = {key: value for one in (STRICT_CHECKS, *environments) for key, value in one.items()}
+    server = start_server(checkpoint, folders.mktemp(name) / "server.log", flags, environment)
     try:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(checkpoint, tmp_path_factory, "server", SERVER_FLAGS) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def front_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server of the tests of the front end: with a name, with metrics, with a parser of thoughts."""
-    log_file = tmp_path_factory.mktemp("front-server") / "server.log"
-    server = start_server(checkpoint, log_file, FRONT_FLAGS, STRICT_CHECKS)
-    try:
+    with running(checkpoint, tmp_path_factory, "front-server", FRONT_FLAGS) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="session")
 def small_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose context ends soon and whose KV pool is full soon, with prefills in several chunks."""
-    log_file = tmp_path_factory.mktemp("small-server") / "server.log"
-    server = start_server(checkpoint, log_file, SMALL_FLAGS, {**STRICT_CHECKS, **PAGE_CHECKS})
-    try:
+    with running(checkpoint, tmp_path_factory, "small-server", SMALL_FLAGS, PAGE_CHECKS) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="session")
 def overlapped_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """As `server`, in SGLang's overlapped loop: results reach the scheduler one round late."""
-    log_file = tmp_path_factory.mktemp("overlapped-server") / "server.log"
-    flags = ["--max-total-tokens", str(POOL_TOKENS)]
-    server = start_server(checkpoint, log_file, flags, {**STRICT_CHECKS, **OVERLAPPED})
-    try:
+    with running(checkpoint, tmp_path_factory, "overlapped-server", SERVER_FLAGS, OVERLAPPED) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="session")
 def overlapped_small_server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """As `small_server`, in SGLang's overlapped loop."""
-    log_file = tmp_path_factory.mktemp("overlapped-small-server") / "server.log"
-    server = start_server(checkpoint, log_file, SMALL_FLAGS, {**STRICT_CHECKS, **PAGE_CHECKS, **OVERLAPPED})
-    try:
+    with running(
+        checkpoint, tmp_path_factory, "overlapped-small-server", SMALL_FLAGS, PAGE_CHECKS, OVERLAPPED
+    ) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(params=["server", "overlapped_server"])

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.asks import Ask, ask_all, shuffled
-from tests.e2e.conftest import OVERLAPPED, POOL_TOKENS, STRICT_CHECKS
+from tests.e2e.conftest import OVERLAPPED, SERVER_FLAGS, running
 from tests.e2e.oracle import Oracle
-from tests.e2e.server import Server, start_server
+from tests.e2e.server import Server
 
 PADDED = {"DLM_PAD_ROUNDS": "on", "DLM_MAX_PADDED_TOKENS": "256"}
 
@@ -27,16 +27,9 @@ def device_like_server(
     checkpoint: Path, trace_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     traced = {"DLM_ROUND_TRACE": str(trace_file), "DLM_ROUND_TRACE_READS": "on"}
-    server = start_server(
-        checkpoint,
-        tmp_path_factory.mktemp("device-like-server") / "server.log",
-        ["--max-total-tokens", str(POOL_TOKENS), "--max-running-requests", "16"],
-        {**STRICT_CHECKS, **OVERLAPPED, **PADDED, **traced},
-    )
-    try:
+    flags = (*SERVER_FLAGS, "--max-running-requests", "16")
+    with running(checkpoint, tmp_path_factory, "device-like-server", flags, OVERLAPPED, PADDED, traced) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def test_padded_overlapped_rounds_give_the_oracles_tokens_without_a_host_read(

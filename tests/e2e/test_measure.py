@@ -214,11 +214,11 @@ def series(server: Server, mode: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("setting", GRID, ids=lambda setting: setting.mode)
-def test_prometheus_counts_what_eval_counts(server: Server, tmp_path: Path, setting: DecodeSetting) -> None:
-    before = series(server, setting.mode)
+def test_prometheus_counts_what_eval_counts(front_server: Server, tmp_path: Path, setting: DecodeSetting) -> None:
+    before = series(front_server, setting.mode)
     grid = list(dict.fromkeys([GRID[0], setting]))
-    store, _ = run_eval(EvalPlan(server.url, grid, num_prompts=8, seed=11), tmp_path / "e.jsonl", lambda _: None)
-    after = series(server, setting.mode)
+    store, _ = run_eval(EvalPlan(front_server.url, grid, num_prompts=8, seed=11), tmp_path / "e.jsonl", lambda _: None)
+    after = series(front_server, setting.mode)
     if "dlm_forwards_total" not in after:
         pytest.skip("this server has no dlm_ series on /metrics")
     numbers = numbers_of(store.lines[-1])

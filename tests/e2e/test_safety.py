@@ -176,8 +176,8 @@ def test_overload_is_503_or_429_with_retry_after_and_passes(guarded: Server, str
 def test_a_full_queue_is_503_on_generate_too(guarded: Server) -> None:
     body = {"input_ids": [300], "sampling_params": {"max_new_tokens": 200, "ignore_eos": True}}
     body["sampling_params"]["custom_params"] = {"generation_mode": "autoregressive"}  # type: ignore[index]
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: ask(guarded, body, "/generate"), range(4)))
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: ask(guarded, body, "/generate"), range(24)))
     full = [answer for answer in answers if answer.status_code == 503]
     assert full
     assert all(answer.headers["retry-after"] and error_of(answer)["code"] == "server-overloaded" for answer in full)

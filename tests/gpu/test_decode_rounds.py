@@ -10,13 +10,12 @@ import torch
 
 from dlm_sglang.decode.buckets import bucket_of, make_buckets, pad_layout
 from dlm_sglang.decode.layout import make_layout
-from dlm_sglang.decode.policy import DecodePolicy, make_policy
+from dlm_sglang.decode.policy import DecodePolicy
 from dlm_sglang.decode.round import RoundOutputs, advance_round, plan_round
 from dlm_sglang.decode.state import BlockState
-from dlm_sglang.params import DecodeParams, GenerationMode, ServerLimits
+from tests.unit.decode.policies import policies_of
 
 VOCAB, MASK, CONTEXT, NUM_ROUNDS = 4096, 100, 512, 10
-LIMITS = ServerLimits(default_mode=GenerationMode.AUTOREGRESSIVE)
 FIELDS: tuple[dict[str, object], ...] = (
     {"generation_mode": "autoregressive"},
     {"generation_mode": "self_speculation", "block_length": 16},
@@ -26,19 +25,7 @@ FIELDS: tuple[dict[str, object], ...] = (
 
 
 def _policies(temperature: float) -> list[DecodePolicy]:
-    return [
-        make_policy(
-            DecodeParams.from_fields(fields, LIMITS),
-            temperature=temperature,
-            top_k=-1,
-            top_p=0.95,
-            min_p=0.0,
-            seed=number,
-            stop_ids=(2,),
-            max_new_tokens=200,
-        )
-        for number, fields in enumerate(FIELDS * 3)
-    ]
+    return policies_of(FIELDS * 3, temperature, top_p=0.95, max_new_tokens=200)
 
 
 @contextmanager

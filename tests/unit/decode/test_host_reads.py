@@ -9,11 +9,11 @@ import torch
 
 from dlm_sglang.decode.buckets import bucket_of, make_buckets, pad_layout
 from dlm_sglang.decode.layout import RoundLayout, make_layout
-from dlm_sglang.decode.policy import DecodePolicy, make_policy
+from dlm_sglang.decode.policy import DecodePolicy
 from dlm_sglang.decode.round import advance_round, plan_round
 from dlm_sglang.decode.state import BlockState
-from dlm_sglang.params import DecodeParams, GenerationMode, ServerLimits
 from dlm_sglang.seams.host_reads import HostReads
+from tests.unit.decode.policies import policies_of
 
 VOCAB, MASK, CONTEXT = 50, 40, 256
 FIELDS: dict[str, list[dict[str, object]]] = {
@@ -26,23 +26,10 @@ FIELDS: dict[str, list[dict[str, object]]] = {
     ],
 }
 FIELDS["mixed"] = [fields for (fields,) in FIELDS.values()]
-LIMITS = ServerLimits(default_mode=GenerationMode.AUTOREGRESSIVE)
 
 
 def _policies(names: list[dict[str, object]], temperature: float) -> list[DecodePolicy]:
-    return [
-        make_policy(
-            DecodeParams.from_fields(fields, LIMITS),
-            temperature=temperature,
-            top_k=-1,
-            top_p=0.9,
-            min_p=0.0,
-            seed=number,
-            stop_ids=(2,),
-            max_new_tokens=60,
-        )
-        for number, fields in enumerate(names * 2)
-    ]
+    return policies_of(names * 2, temperature, top_p=0.9, max_new_tokens=60)
 
 
 def _run(policies: list[DecodePolicy], layout: RoundLayout, num_rounds: int, *, may_cut: bool) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import orjson
@@ -22,14 +22,16 @@ class OpenRequests:
         self._open: Counter[str] = Counter()
 
     @contextmanager
-    def one_of(self, client: str, limit: int | None) -> Iterator[None]:
-        """Count one more request while the context lasts.
+    def one_of(self, client: str, limit: int | None) -> Iterator[Callable[[], None]]:
+        """Count one more request until the given function is called, at the latest while the context lasts.
+
+        SGLang's handlers of streams live on for seconds after their last event; the client waits for none of it.
 
         Raises:
             RequestError: the client has `limit` requests open already.
         """
         if limit is None:
-            yield
+            yield lambda: None
             return
         if self._open[client] >= limit:
             raise RequestError(
@@ -39,12 +41,18 @@ class OpenRequests:
                 hint="wait for one of them to end",
             )
         self._open[client] += 1
+        is_open = True
+
+        def end() -> None:
+            nonlocal is_open
+            if is_open:
+                is_open = False
+                self._open -= Counter((client,))
+
         try:
-            yield
+            yield end
         finally:
-            self._open[client] -= 1
-            if not self._open[client]:
-                del self._open[client]
+            end()
 
 
 def client_of(scope: Scope) -> str:
@@ -84,10 +92,16 @@ async def within(seconds: float | None, response: Awaitable[None], told: Told) -
 
 
 class Told:
-    """A `send` that knows what the client was told, so that a response can be ended early."""
+    """A `send` that knows what the client was told, so that a response can be ended early.
 
-    def __init__(self, send: Send) -> None:
+    Args:
+        send: to the client.
+        done: called before the last message goes out.
+    """
+
+    def __init__(self, send: Send, done: Callable[[], None] = lambda: None) -> None:
         self._send = send
+        self._done = done
         self._start: Message | None = None
         self._is_done = False
 
@@ -96,6 +110,8 @@ class Told:
             self._start = message
         elif message["type"] == "http.response.body":
             self._is_done = not message.get("more_body")
+        if self._is_done:
+            self._done()
         await self._send(message)
 
     async def end(self, error: RequestError) -> None:

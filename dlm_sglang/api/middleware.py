@@ -114,7 +114,7 @@ class DlmMiddleware:
         settings = front.settings
         limit = settings.max_concurrent_requests_per_key if is_work else None
         try:
-            with self.open_requests.one_of(client_of(scope) if limit else "", limit):
+            with self.open_requests.one_of(client_of(scope) if limit else "", limit) as done:
                 body = await read_body(receive, scope, settings.max_request_bytes)
                 if body is None:
                     return
@@ -122,7 +122,7 @@ class DlmMiddleware:
                     body = _translated(body, translate, front)
                     scope["headers"] = with_length(scope, len(body))
                 current = report.Collector()
-                told = Told(_reporter(send, current, path))
+                told = Told(_reporter(send, current, path), done)
                 run = self._run(scope, replay(body, receive), told, current)
                 await within(settings.request_timeout_s if is_work else None, run, told)
         except RequestError as error:

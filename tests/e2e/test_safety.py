@@ -148,12 +148,16 @@ def test_a_request_ends_when_its_time_is_up_and_frees_its_place(guarded: Server,
 
 def idle(server: Server) -> None:
     """The place is free far sooner than the tokens would take."""
+    until_load(server, num_running_reqs=0, num_waiting_reqs=0, num_used_tokens=0)
+
+
+def until_load(server: Server, **wanted: int) -> None:
     for _ in range(200):
         load = httpx.get(f"{server.url}/v1/loads?include=all", headers=BEARER).json()["loads"][0]
-        if load["num_running_reqs"] == load["num_waiting_reqs"] == load["num_used_tokens"] == 0:
+        if all(load[name] == value for name, value in wanted.items()):
             return
-        time.sleep(0.05)
-    pytest.fail(f"the server is still busy: {load}")
+        time.sleep(0.02)
+    pytest.fail(f"the load never was {wanted}: {load}")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -174,14 +178,18 @@ def test_overload_is_503_or_429_with_retry_after_and_passes(guarded: Server, str
 
 
 def test_a_full_queue_is_503_on_generate_too(guarded: Server) -> None:
-    body = {"input_ids": [300], "sampling_params": {"max_new_tokens": 200, "ignore_eos": True}}
-    body["sampling_params"]["custom_params"] = {"generation_mode": "autoregressive"}  # type: ignore[index]
-    with concurrent.futures.ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda _: ask(guarded, body, "/generate"), range(24)))
-    full = [answer for answer in answers if answer.status_code == 503]
-    assert full
-    assert all(answer.headers["retry-after"] and error_of(answer)["code"] == "server-overloaded" for answer in full)
+    """One runs and one waits until their time is up; whoever comes meanwhile finds the queue full."""
+    native = {"input_ids": [300], "sampling_params": {"max_new_tokens": 4}}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        held = [pool.submit(ask, guarded, ENDLESS) for _ in range(2)]
+        until_load(guarded, num_running_reqs=1, num_waiting_reqs=1)
+        full = ask(guarded, native, "/generate")
+        assert [one.result().status_code for one in held] == [504, 504]
+    assert full.status_code == 503, full.text
+    assert int(full.headers["retry-after"]) >= 1
+    assert error_of(full)["code"] == "server-overloaded"
     idle(guarded)
+    assert ask(guarded, native, "/generate").is_success
 
 
 def test_a_web_page_is_let_in_only_from_the_origins_that_are_named(guarded: Server, front_server: Server) -> None:

@@ -27,6 +27,28 @@ def test_one_more_than_the_limit_is_refused_and_others_are_not() -> None:
     assert not requests._open
 
 
+def test_a_request_is_open_until_its_last_piece_not_until_its_handler_ends() -> None:
+    """SGLang keeps the handler of a stream for two seconds more; that must not count against the client."""
+    requests = OpenRequests()
+
+    async def sent(message: Any) -> None:
+        pass
+
+    async def respond() -> None:
+        with requests.one_of("a", 1) as done:
+            told = Told(sent, done)
+            await told(EVENTS)
+            await told({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+            assert requests._open["a"] == 1
+            await told({"type": "http.response.body", "body": b""})
+            with requests.one_of("a", 1):
+                done()
+                assert requests._open["a"] == 1
+
+    asyncio.run(respond())
+    assert not requests._open
+
+
 def test_a_client_is_its_key_or_without_one_its_address() -> None:
     with_key: dict[str, object] = {"headers": [(b"authorization", b"Bearer s3cret")], "client": ("10.0.0.1", 1)}
     assert client_of(with_key) == client_of({**with_key, "client": ("10.0.0.2", 2)})

@@ -101,5 +101,13 @@ FIELDS: tuple[Field, ...] = (
         _DIFFUSION,
         "true starts a block with the token that the causal forward predicts; false starts it all masked",
     ),
+    Field(
+        "max_thinking_tokens",
+        "integer",
+        "0 or more",
+        "no limit",
+        frozenset(GenerationMode),
+        "tokens after which a thought that the prompt leaves open is ended by `</think>`",
+    ),
 )
 FIELD_BY_NAME: Mapping[str, Field] = {field.name: field for field in FIELDS}

@@ -28,6 +28,7 @@ __all__ = [
 FLAT_KEY = "dlm"
 # Longer than any parameter with a few letters too many.
 _LONGEST_MISSPELLING = 64
+_MOST_THINKING_TOKENS = 1 << 30
 Scalar = bool | int | float | str
 
 
@@ -71,6 +72,7 @@ class DecodeParams:
         block_length: 1 in autoregressive mode.
         max_denoising_steps: 0 in autoregressive mode, 1 in self-speculation without draft threshold.
         confidence_threshold: None spreads masks evenly over the steps; None outside diffusion mode.
+        max_thinking_tokens: None lets thoughts end by themselves.
     """
 
     mode: GenerationMode
@@ -79,6 +81,7 @@ class DecodeParams:
     confidence_threshold: float | None = None
     draft_threshold: float = 0.0
     seeded_blocks: bool = True
+    max_thinking_tokens: int | None = None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object], limits: ServerLimits) -> DecodeParams:
@@ -96,8 +99,11 @@ class DecodeParams:
         for name, value in sent.items():
             if mode not in FIELD_BY_NAME[name].modes:
                 raise _not_honoured(name, value, mode)
+        thinking = None
+        if "max_thinking_tokens" in sent:
+            thinking = _integer(sent, "max_thinking_tokens", 0, _MOST_THINKING_TOKENS, 0)
         if mode is GenerationMode.AUTOREGRESSIVE:
-            return cls(mode, block_length=1, max_denoising_steps=0)
+            return cls(mode, block_length=1, max_denoising_steps=0, max_thinking_tokens=thinking)
         block_length = _integer(
             sent, "block_length", MIN_BLOCK_LENGTH, limits.max_block_length, limits.default_block_length
         )
@@ -108,6 +114,7 @@ class DecodeParams:
                 _integer(sent, "max_denoising_steps", 1, block_length, block_length),
                 _confidence_threshold(sent, limits.default_confidence_threshold),
                 seeded_blocks=_boolean(sent, "seeded_blocks", default=True),
+                max_thinking_tokens=thinking,
             )
         draft_threshold = _number(sent, "draft_threshold", limits.default_draft_threshold)
         if draft_threshold > 0:
@@ -116,10 +123,10 @@ class DecodeParams:
             raise _not_honoured("max_denoising_steps", sent["max_denoising_steps"], mode)
         else:
             steps = 1
-        return cls(mode, block_length, steps, draft_threshold=draft_threshold)
+        return cls(mode, block_length, steps, draft_threshold=draft_threshold, max_thinking_tokens=thinking)
 
     def to_flat(self) -> dict[str, Scalar]:
-        """The form that crosses to the worker: scalars only; a `confidence_threshold` of None is left out."""
+        """The form that crosses to the worker: scalars only; what is None is left out."""
         flat: dict[str, Scalar] = {
             "generation_mode": self.mode.value,
             "block_length": self.block_length,
@@ -129,6 +136,8 @@ class DecodeParams:
         }
         if self.confidence_threshold is not None:
             flat["confidence_threshold"] = self.confidence_threshold
+        if self.max_thinking_tokens is not None:
+            flat["max_thinking_tokens"] = self.max_thinking_tokens
         return flat
 
     @classmethod

@@ -38,7 +38,7 @@ def translate_openai(body: Mapping[str, object], limits: ServerLimits) -> dict[s
     ours = {name: value for name, value in body.items() if name in FIELD_BY_NAME}
     rest = {name: value for name, value in body.items() if name not in FIELD_BY_NAME}
     custom = _custom_params(body.get("custom_params"), ours, limits)
-    refuse_unsupported(body, Surface.OPENAI, {mode_of(custom)})
+    refuse_unsupported(body, Surface.OPENAI, {mode_of(custom)}, is_seeded=is_seeded(custom))
     rest["custom_params"] = custom
     return rest
 
@@ -51,7 +51,7 @@ def translate_generate(body: Mapping[str, object], limits: ServerLimits) -> dict
     """
     _refuse_misplaced(body, "")
     sampling = translate_sampling(body.get("sampling_params"), limits)
-    refuse_unsupported(body, Surface.NATIVE, modes_of(sampling))
+    refuse_unsupported(body, Surface.NATIVE, modes_of(sampling), is_seeded=all_seeded(sampling))
     return {**body, "sampling_params": sampling}
 
 
@@ -71,7 +71,7 @@ def translate_sampling(sampling: object, limits: ServerLimits, *, resolved: bool
         return sampling
     _refuse_misplaced(sampling, "sampling_params.")
     custom = _custom_params(sampling.get("custom_params"), {}, limits, resolved=resolved)
-    refuse_unsupported(sampling, Surface.SAMPLING, {mode_of(custom)}, "sampling_params.")
+    refuse_unsupported(sampling, Surface.SAMPLING, {mode_of(custom)}, "sampling_params.", is_seeded=is_seeded(custom))
     return {**sampling, "custom_params": custom}
 
 
@@ -86,6 +86,19 @@ def mode_of(custom: Mapping[str, object]) -> GenerationMode:
     """The mode in resolved `custom_params`."""
     flat = custom[FLAT_KEY]
     return parse_mode(flat.get("generation_mode") if isinstance(flat, Mapping) else None)
+
+
+def is_seeded(custom: Mapping[str, object]) -> bool:
+    """Whether resolved `custom_params` have seeded blocks."""
+    flat = custom[FLAT_KEY]
+    return not isinstance(flat, Mapping) or flat.get("seeded_blocks") is not False
+
+
+def all_seeded(sampling: object) -> bool:
+    """Whether translated sampling parameters, one or a list, all have seeded blocks."""
+    ones = sampling if isinstance(sampling, list) else [sampling]
+    customs = [one.get("custom_params") for one in ones if isinstance(one, Mapping)]
+    return all(is_seeded(custom) for custom in customs if isinstance(custom, Mapping))
 
 
 def _custom_params(

@@ -17,9 +17,7 @@ from enum import Enum
 from dlm_sglang.errors import RequestError, shown
 from dlm_sglang.param_table import GenerationMode
 
-_EVERY_BLOCK = "several tokens are decided in one forward, and the worker does not apply it to each of them yet"
-_GRAMMAR = "the worker does not mask tokens by a grammar yet"
-_LOGPROBS = "the worker does not return log-probabilities yet"
+_LOGPROBS = "of each token the worker returns the log-probability and the most probable alternatives"
 
 
 class Surface(Enum):
@@ -65,7 +63,8 @@ class Refusal:
     Attributes:
         changes_nothing: true for the values that are as good as leaving the field out.
         neutral: those values in words.
-        refused_in: the modes whose rounds cannot honour it yet.
+        refused_in: the modes whose rounds cannot honour it.
+        needs_seeds: refused with `seeded_blocks: false`.
     """
 
     name: str
@@ -74,6 +73,7 @@ class Refusal:
     neutral: str
     reason: str
     refused_in: frozenset[GenerationMode] = frozenset(GenerationMode)
+    needs_seeds: bool = False
 
 
 def _row(
@@ -83,29 +83,22 @@ def _row(
     neutral: str,
     reason: str,
     refused_in: Collection[GenerationMode] = frozenset(GenerationMode),
+    *,
+    needs_seeds: bool = False,
 ) -> list[Refusal]:
     places = frozenset(Surface(place) for place in surfaces.split())
     modes = frozenset(refused_in)
-    return [Refusal(name, places, changes_nothing, neutral, reason, modes) for name in names.split()]
+    return [Refusal(name, places, changes_nothing, neutral, reason, modes, needs_seeds) for name in names.split()]
 
+
+_NONE: frozenset[GenerationMode] = frozenset()
+_SEEDS = "it follows the causal row before each block, which an unseeded block does not have"
 
 REFUSALS: tuple[Refusal, ...] = (
-    *_row("frequency_penalty presence_penalty", "openai sampling", _zero, "0", _EVERY_BLOCK),
-    *_row("repetition_penalty", "openai sampling", _one, "1", _EVERY_BLOCK),
-    *_row("logit_bias", "openai sampling", _unset, "an empty object", _EVERY_BLOCK),
-    *_row("custom_logit_processor", "openai native", _unset, "null", _EVERY_BLOCK),
-    *_row("min_tokens", "openai", _zero, "0", _EVERY_BLOCK),
-    *_row("min_new_tokens", "sampling", _zero, "0", _EVERY_BLOCK),
-    *_row("thinking_budget", "custom", _unset, "null", _EVERY_BLOCK),
-    *_row("max_thinking_tokens", "openai native", _unset, "null", _EVERY_BLOCK),
-    *_row("response_format", "openai", _text_format, '{"type": "text"}', _GRAMMAR),
-    *_row("regex ebnf json_schema structural_tag", "openai sampling", _unset, "null", _GRAMMAR),
-    *_row("tool_choice", "openai", _free_tool_choice, '"auto" or "none"', f"a forced call needs a grammar; {_GRAMMAR}"),
-    *_row("tools", "openai", _free_tools, "functions without strict", f"strict functions need a grammar; {_GRAMMAR}"),
-    *_row("logprobs return_sampling_mask", "openai", _unset, "false", _LOGPROBS),
-    *_row("top_logprobs", "openai", _zero, "0", _LOGPROBS),
-    *_row("return_logprob return_sampling_mask return_entropy", "native", _unset, "false", _LOGPROBS),
-    *_row("top_logprobs_num", "native", _zero, "0", _LOGPROBS),
+    *_row("custom_logit_processor", "openai native", _unset, "null", "the worker runs no code that a request brings"),
+    *_row("thinking_budget", "custom", _unset, "null", "the field is max_thinking_tokens here"),
+    *_row("return_sampling_mask", "openai native", _unset, "false", _LOGPROBS),
+    *_row("return_entropy", "native", _unset, "false", _LOGPROBS),
     *_row("token_ids_logprob", "native", _unset, "null", _LOGPROBS),
     *_row("return_hidden_states", "openai native", _unset, "false", "the worker does not return hidden states"),
     *_row("beam_width", "sampling", _one, "1", "the worker decodes one sequence per request, without beams"),
@@ -116,6 +109,12 @@ REFUSALS: tuple[Refusal, ...] = (
     *_row("best_of", "openai", _one, "1", "the worker returns every choice that it decodes"),
     *_row("functions function_call", "openai", _unset, "null", "this old form of tools and tool_choice is not served"),
     *_row("input_embeds positional_embed_overrides", "native", _unset, "null", "the worker takes token ids only"),
+    *_row("response_format", "openai", _text_format, '{"type": "text"}', _SEEDS, _NONE, needs_seeds=True),
+    *_row("regex ebnf json_schema structural_tag", "openai sampling", _unset, "null", _SEEDS, _NONE, needs_seeds=True),
+    *_row("tool_choice", "openai", _free_tool_choice, '"auto" or "none"', _SEEDS, _NONE, needs_seeds=True),
+    *_row("tools", "openai", _free_tools, "functions without strict", _SEEDS, _NONE, needs_seeds=True),
+    *_row("logprobs", "openai", _unset, "false", _SEEDS, _NONE, needs_seeds=True),
+    *_row("return_logprob", "native", _unset, "false", _SEEDS, _NONE, needs_seeds=True),
 )
 
 
@@ -124,6 +123,8 @@ def refuse_unsupported(
     surface: Surface,
     modes: Collection[GenerationMode] = frozenset(GenerationMode),
     prefix: str = "",
+    *,
+    is_seeded: bool = True,
 ) -> None:
     """Refuse the first field whose value asks for something that the worker cannot honour.
 
@@ -134,12 +135,14 @@ def refuse_unsupported(
         surface: where they stand.
         modes: the modes of the request's prompts.
         prefix: what stands before a field's name in messages.
+        is_seeded: every prompt has seeded blocks.
 
     Raises:
         RequestError: its `param` is the field's name behind `prefix`.
     """
     for refusal in REFUSALS:
-        if surface not in refusal.surfaces or refusal.name not in fields or not refusal.refused_in & set(modes):
+        is_refused = bool(refusal.refused_in & set(modes)) or (refusal.needs_seeds and not is_seeded)
+        if surface not in refusal.surfaces or refusal.name not in fields or not is_refused:
             continue
         value = fields[refusal.name]
         per_prompt = surface is Surface.NATIVE and isinstance(value, list)
@@ -150,6 +153,13 @@ def refuse_unsupported(
 
 def _refused(refusal: Refusal, value: object, prefix: str) -> RequestError:
     others = [mode for mode in GenerationMode if mode not in refusal.refused_in]
+    if refusal.needs_seeds:
+        return RequestError(
+            f"{prefix}{refusal.name} is not supported with seeded_blocks false, got {shown(value)}: {refusal.reason}",
+            param=f"{prefix}{refusal.name}",
+            code="parameter-unsupported",
+            hint=f"leave it out or send {refusal.neutral}, or leave seeded_blocks out",
+        )
     where = f"in {' and '.join(sorted(refusal.refused_in))} mode" if others else "by this server"
     way_out = f"leave it out or send {refusal.neutral}"
     return RequestError(

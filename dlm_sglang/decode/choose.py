@@ -38,7 +38,7 @@ def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> tup
     return choose_token(
         logits,
         excluded_token_id=state.mask_token_id,
-        sampling=_sampling_rows(state, inputs) if layout.may_sample else None,
+        sampling=sampling_rows(state, inputs) if layout.may_sample else None,
         is_settled=_settled_tokens(state, inputs) if logits.numel() >= MIN_LOGITS_TO_SKIP else None,
         needs_confidence=layout.ranks_masks,
     )
@@ -58,7 +58,8 @@ def _settled_tokens(state: BlockState, inputs: RoundInputs) -> Tensor | None:
     return is_settled if inputs.is_padding is None else is_settled | inputs.is_padding
 
 
-def _sampling_rows(state: BlockState, inputs: RoundInputs) -> SamplingRows:
+def sampling_rows(state: BlockState, inputs: RoundInputs) -> SamplingRows:
+    """How each query token of a round is sampled, T rows."""
     layout, ints, progress = inputs.layout, inputs.ints, inputs.progress
     assert ints is not None and progress is not None, "gathered where a row samples"
     floats = state.floats_of(inputs.slots)

@@ -61,8 +61,12 @@ def make_policy(
     seed: int,
     stop_ids: tuple[int, ...],
     max_new_tokens: int,
+    commits_by_prefix: bool = False,
 ) -> DecodePolicy:
     """Resolve request parameters and sampling settings into a policy.
+
+    Args:
+        commits_by_prefix: a diffusion block is committed by its causal rows (see `Controls`).
 
     Returns:
         A policy; `max_new_tokens` counts from the request's first output token.
@@ -73,7 +77,7 @@ def make_policy(
         block_length=params.block_length,
         max_denoising_steps=max(params.max_denoising_steps, 1),
         confidence_threshold=params.confidence_threshold if is_diffusion else params.draft_threshold,
-        accepts_whole_block=is_diffusion,
+        accepts_whole_block=is_diffusion and not commits_by_prefix,
         seeded_blocks=params.seeded_blocks or not is_diffusion,
         temperature=temperature,
         denoise_temperature=temperature if is_diffusion else 0.0,

@@ -5,7 +5,8 @@ Nothing here waits for the device: shapes follow from the host's `RoundLayout`, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from dlm_kernels.ops.advance_rows import advance_rows
@@ -13,7 +14,11 @@ from torch import Tensor
 
 from dlm_sglang.decode.choose import choose_tokens
 from dlm_sglang.decode.layout import RoundLayout
+from dlm_sglang.decode.logprobs import RoundLogprobs
 from dlm_sglang.decode.state import DENOISE, BlockState, PolicyInts, Progress
+
+if TYPE_CHECKING:
+    from dlm_sglang.decode.controlled import RoundControls
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,14 @@ class RoundOutputs:
         is_denoise: `[R]` bool, the round was a denoise forward for the row; None where no row can be one. A
             denoise row that emits ends its request, and the KV of what it emitted is scratch: it must not reach
             the prefix cache.
+        logprobs: of the rows that return them, or None.
     """
 
     token_ids: Tensor
     accept_lens: Tensor
     new_seq_lens: Tensor
     is_denoise: Tensor | None
+    logprobs: RoundLogprobs | None = None
 
 
 def plan_round(
@@ -114,7 +121,9 @@ def plan_round(
     )
 
 
-def advance_round(state: BlockState, inputs: RoundInputs, logits: Tensor) -> RoundOutputs:
+def advance_round(
+    state: BlockState, inputs: RoundInputs, logits: Tensor, controls: RoundControls | None = None
+) -> RoundOutputs:
     """Turn the logits of a mixed forward into tokens and every row's next phase.
 
     Denoise rows fill masks; commit rows emit and start their next block (see `advance_rows`).
@@ -122,12 +131,25 @@ def advance_round(state: BlockState, inputs: RoundInputs, logits: Tensor) -> Rou
     Args:
         state: block state, changed in place.
         inputs: what the forward read.
-        logits: `[T, V]` float, row i of a denoise row predicts position i, of a commit row position i + 1.
+        logits: `[T, V]` float, row i of a denoise row predicts position i, of a commit row position i + 1; changed
+            in place where rows have controls.
+        controls: what some rows ask for beyond sampling.
 
     Source: spec sections 3.1 (AR), 3.2 (diffusion), 3.3 (linear self-speculation).
     """
+    if controls is None:
+        return _advance(state, inputs, *choose_tokens(state, inputs, logits))
+    raw = None if controls.logprobs is None else controls.logprobs.raw(logits)
+    outputs = _advance(state, inputs, *controls.choose(state, inputs, logits))
+    if controls.rows is not None:
+        controls.rows.remember(outputs.token_ids, outputs.accept_lens)
+    if controls.logprobs is None or raw is None:
+        return outputs
+    return replace(outputs, logprobs=controls.logprobs.of_outputs(raw, outputs))
+
+
+def _advance(state: BlockState, inputs: RoundInputs, token_ids: Tensor, confidence: Tensor) -> RoundOutputs:
     layout = inputs.layout
-    token_ids, confidence = choose_tokens(state, inputs, logits)
     advanced = advance_rows(
         state.rows,
         inputs.slots,

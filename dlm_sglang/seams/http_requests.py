@@ -20,7 +20,7 @@ from dlm_sglang.api.errors import overloaded
 from dlm_sglang.api.front import Front
 from dlm_sglang.api.metrics import ABORTED, Metrics
 from dlm_sglang.api.size import check_prompt, sized
-from dlm_sglang.api.translate import modes_of, translate_sampling
+from dlm_sglang.api.translate import all_seeded, modes_of, translate_sampling
 from dlm_sglang.api.unsupported import REFUSALS, Surface, refuse_unsupported
 from dlm_sglang.errors import RequestError
 from dlm_sglang.params import FLAT_KEY
@@ -216,7 +216,7 @@ def _translate_internal(obj: Any, at: Front) -> None:
     """Check SGLang's internal request and resolve its decode parameters in place."""
     sampling = translate_sampling(obj.sampling_params, at.limits, resolved=True)
     native = {name: getattr(obj, name, None) for name in _NATIVE_NAMES}
-    refuse_unsupported(native, Surface.NATIVE, modes_of(sampling))
+    refuse_unsupported(native, Surface.NATIVE, modes_of(sampling), is_seeded=all_seeded(sampling))
     obj.sampling_params = sized(sampling, at.settings.max_output_tokens)
 
 

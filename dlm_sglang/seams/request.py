@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlm_sglang.decode.controls import Controls, History
 from dlm_sglang.decode.policy import DecodePolicy, make_policy
 from dlm_sglang.decode.stats import DecodeStats
 from dlm_sglang.params import FLAT_KEY, DecodeParams, ServerLimits
+from dlm_sglang.seams.controls import controls_of
 
 _GREEDY_TOP_K = 1
 _EVERYTHING = 1 << 30
@@ -26,6 +28,8 @@ class RequestState:
         stats: what was done for it so far, across retractions.
         num_pending_tokens: most tokens that rounds launched and not yet accounted for may emit.
         num_scratch_tokens: tokens emitted in the last round whose KV was never committed.
+        controls: what the request asks for beyond sampling, or None.
+        history: what its controls remember of its output; made anew by each prefill.
     """
 
     policy: DecodePolicy
@@ -33,6 +37,8 @@ class RequestState:
     stats: DecodeStats = field(default_factory=DecodeStats)
     num_pending_tokens: int = 0
     num_scratch_tokens: int = 0
+    controls: Controls | None = None
+    history: History | None = None
 
 
 def request_state(req: Any, limits: ServerLimits, context_length: int) -> RequestState:
@@ -43,16 +49,22 @@ def request_state(req: Any, limits: ServerLimits, context_length: int) -> Reques
     """
     state: RequestState | None = getattr(req, "dlm", None)
     if state is None:
-        state = RequestState(_policy(req, limits), context_length)
+        params = _params(req, limits)
+        stop_ids = _stop_ids(req)
+        controls = controls_of(req, params, stop_ids)
+        state = RequestState(_policy(req, params, stop_ids, controls), context_length, controls=controls)
         req.dlm = state
     return state
 
 
-def _policy(req: Any, limits: ServerLimits) -> DecodePolicy:
-    sampling = req.sampling_params
-    custom: Mapping[str, Any] = sampling.custom_params or {}
+def _params(req: Any, limits: ServerLimits) -> DecodeParams:
+    custom: Mapping[str, Any] = req.sampling_params.custom_params or {}
     flat = custom.get(FLAT_KEY)
-    params = DecodeParams.from_fields({}, limits) if flat is None else DecodeParams.from_flat(flat, limits)
+    return DecodeParams.from_fields({}, limits) if flat is None else DecodeParams.from_flat(flat, limits)
+
+
+def _policy(req: Any, params: DecodeParams, stop_ids: tuple[int, ...], controls: Controls | None) -> DecodePolicy:
+    sampling = req.sampling_params
     # SGLang turns temperature 0 into top_k 1 at temperature 1.
     is_greedy = sampling.top_k == _GREEDY_TOP_K or sampling.temperature == 0
     seed = sampling.sampling_seed
@@ -63,8 +75,9 @@ def _policy(req: Any, limits: ServerLimits) -> DecodePolicy:
         top_p=float(sampling.top_p),
         min_p=float(sampling.min_p),
         seed=(_seed_of(req.rid) if seed is None else int(seed)) % _NUM_SEEDS,
-        stop_ids=_stop_ids(req),
+        stop_ids=() if sampling.ignore_eos else stop_ids,
         max_new_tokens=int(sampling.max_new_tokens),
+        commits_by_prefix=controls is not None and controls.commits_by_prefix,
     )
 
 
@@ -74,10 +87,8 @@ def _seed_of(request_id: str) -> int:
 
 
 def _stop_ids(req: Any) -> tuple[int, ...]:
-    """Every token that SGLang's finish check ends the request on."""
+    """Every token that SGLang's finish check ends the request on, unless it ignores them."""
     sampling = req.sampling_params
-    if sampling.ignore_eos:
-        return ()
     ids: set[int] = set(sampling.stop_token_ids or ()) | set(req.eos_token_ids or ())
     if req.tokenizer is not None:
         if req.tokenizer.eos_token_id is not None:

@@ -11,7 +11,9 @@ from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOu
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.utils.common import async_d2h
 
+from dlm_sglang.decode.logprobs import RoundLogprobs
 from dlm_sglang.params import FLAT_KEY
+from dlm_sglang.seams.logprobs import give_round_logprobs
 
 
 @dataclass
@@ -20,14 +22,23 @@ class DlmRoundResult(GenerationBatchResult):
 
     Attributes:
         is_denoise: `[R]` bool, the round was a denoise forward for the row; None where no row could be one.
+        logprobs: of the rows that return them, or None.
     """
 
     is_denoise: torch.Tensor | None = None
+    logprobs: RoundLogprobs | None = None
 
     def copy_to_cpu(self, return_logprob: bool, return_hidden_states: bool = True) -> None:
         """Start the copies that result processing waits for, one iteration later when loops overlap."""
         if self.is_denoise is not None:
             self.is_denoise = async_d2h(self.is_denoise)
+        if self.logprobs is not None:
+            on_host = {
+                name: async_d2h(value)
+                for name, value in self.logprobs._asdict().items()
+                if isinstance(value, torch.Tensor)
+            }
+            self.logprobs = self.logprobs._replace(**on_host)
         super().copy_to_cpu(return_logprob, return_hidden_states)
 
 
@@ -37,6 +48,10 @@ def account_round(original: Callable[..., None], processor: Any, batch: Any, res
         if result.copy_done is not None:
             result.copy_done.synchronize()
         assert result.accept_lens is not None
+        if result.logprobs is not None:
+            give_round_logprobs(
+                result.logits_output, result.logprobs, len(batch.reqs), result.speculative_num_draft_tokens
+            )
         accept_lens = result.accept_lens.tolist()
         is_denoise = [False] * len(accept_lens) if result.is_denoise is None else result.is_denoise.tolist()
         for req, denoised, accepted in zip(batch.reqs, is_denoise, accept_lens, strict=True):

@@ -16,6 +16,7 @@ from sglang.srt.model_executor.forward_context import ForwardContext, forward_co
 from torch import Tensor
 
 from dlm_sglang.decode.buckets import Bucket, bucket_of, pad_layout
+from dlm_sglang.decode.controlled import RoundControls
 from dlm_sglang.decode.layout import RoundLayout
 from dlm_sglang.decode.round import RoundInputs, RoundOutputs, advance_round, plan_round
 from dlm_sglang.decode.state import BlockState
@@ -28,7 +29,7 @@ PADDING_SLOT = 0
 
 
 class RoundRunner:
-    """Runs rounds of a model; nothing in here reads the device.
+    """Runs rounds of a model; nothing in here reads the device, unless a row has a grammar.
 
     The model is called directly, as SGLang's graph runners do while they capture: its eager runner would first
     copy every input.
@@ -40,7 +41,14 @@ class RoundRunner:
         self.algorithm = algorithm
 
     def run(
-        self, slots: Tensor, seq_lens: Tensor, layout: RoundLayout, *, may_cut: bool, max_kv_len: int
+        self,
+        slots: Tensor,
+        seq_lens: Tensor,
+        layout: RoundLayout,
+        *,
+        may_cut: bool,
+        max_kv_len: int,
+        controls: RoundControls | None = None,
     ) -> RoundOutputs:
         """Plan a round of `[R]` rows, run its forward and advance every row.
 
@@ -49,9 +57,12 @@ class RoundRunner:
             layout: of these rows.
             may_cut: see `plan_round`.
             max_kv_len: upper bound of the rows' key lengths.
+            controls: what some rows ask for beyond sampling.
         """
         inputs = plan_round(self.state, layout, slots, seq_lens, may_cut=may_cut)
-        return advance_round(self.state, inputs, self._forward(inputs, max_kv_len))
+        if controls is not None:
+            controls.begin(self.state, inputs)
+        return advance_round(self.state, inputs, self._forward(inputs, max_kv_len), controls)
 
     def _forward(self, inputs: RoundInputs, max_kv_len: int) -> Tensor:
         """Logits `[T, V]`."""

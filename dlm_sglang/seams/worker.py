@@ -14,12 +14,15 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from dlm_sglang.decode.buckets import make_buckets
-from dlm_sglang.decode.choose import choose_seeds
+from dlm_sglang.decode.controlled import choose_controlled_seeds
 from dlm_sglang.decode.layout import make_layout
 from dlm_sglang.decode.round import RoundOutputs
 from dlm_sglang.decode.state import BlockState
+from dlm_sglang.params import GenerationMode
 from dlm_sglang.seams.batch import DlmRoundState
 from dlm_sglang.seams.check import require_seams
+from dlm_sglang.seams.controls import prefill_controls, round_controls
+from dlm_sglang.seams.logprobs import give_seed_logprobs
 from dlm_sglang.seams.names import ALGORITHM
 from dlm_sglang.seams.request import RequestState, request_state
 from dlm_sglang.seams.results import DlmRoundResult
@@ -49,6 +52,7 @@ class DlmWorker(BaseSpecWorker):
         hf_config = config.hf_text_config
         self.context_length = int(config.context_len)
         self.mask_token_id = int(hf_config.mask_token_id)
+        self.vocab_size = int(config.vocab_size)
         self.speculative_num_draft_tokens = int(get_spec().speculative_num_draft_tokens)
         self.settings = DecodeSettings.from_env()
         self.limits = self.settings.limits(
@@ -119,13 +123,21 @@ class DlmWorker(BaseSpecWorker):
         result = self._target_worker.forward_batch_generation(batch, is_verify=True)
         policies = [state.policy for state in states]
         slots, seq_lens = batch.req_pool_indices, batch.seq_lens
-        seed_ids = choose_seeds(result.logits_output.next_token_logits, policies, seq_lens, self.mask_token_id)
+        controls = prefill_controls(batch.reqs, self.vocab_size, self.device)
+        seed_ids, logprobs = choose_controlled_seeds(
+            result.logits_output.next_token_logits, policies, seq_lens, self.mask_token_id, controls
+        )
+        if logprobs is not None:
+            give_seed_logprobs(result.logits_output, logprobs, len(batch.reqs))
         result.next_token_ids = seed_ids
         result.new_seq_lens = seq_lens
         result.next_draft_input = DlmRoundState(self.limits.max_block_length)
         cached_lens = batch.seq_lens_cpu.tolist()
         held = self._hold_emissions(batch, states, seed_ids, cached_lens, result)
         emitted = [len(req.output_ids) + (row not in held) for row, req in enumerate(batch.reqs)]
+        if controls is not None and controls.rows is not None:
+            is_emitted = torch.tensor([int(row not in held) for row in range(len(states))])
+            controls.rows.remember(seed_ids[:, None], is_emitted.to(self.device, non_blocking=True))
         self.state.admit(slots, policies, emitted, seed_ids, cached_lens)
         return result
 
@@ -144,7 +156,8 @@ class DlmWorker(BaseSpecWorker):
             state.num_pending_tokens = 0
             # Not SGLang's count of chunks on the way: an overlapped loop is one behind with it.
             is_last_chunk = req.extend_range.end >= len(req.full_untruncated_fill_ids)
-            resumes = policy.accepts_whole_block and policy.seeded_blocks and len(req.output_ids) > 0
+            is_diffusion = policy.mode is GenerationMode.DIFFUSION
+            resumes = is_diffusion and policy.seeded_blocks and len(req.output_ids) > 0
             if not is_last_chunk or not (resumes or not policy.seeded_blocks):
                 continue
             held.add(row)
@@ -162,26 +175,35 @@ class DlmWorker(BaseSpecWorker):
         carried: DlmRoundState = batch.spec_info
         if carried.layout is None:
             carried.layout = make_layout([req.dlm.policy for req in batch.reqs], self.device)
+            carried.controls = round_controls(batch.reqs, self.vocab_size, self.device)
         outputs = self._run_round(batch.req_pool_indices, batch.seq_lens, carried)
         return DlmRoundResult(
             logits_output=LogitsProcessorOutput(next_token_logits=None),
             next_token_ids=outputs.token_ids.reshape(-1),
             accept_lens=outputs.accept_lens,
-            next_draft_input=DlmRoundState(self.limits.max_block_length, carried.layout),
+            next_draft_input=DlmRoundState(self.limits.max_block_length, carried.layout, carried.controls),
             speculative_num_draft_tokens=outputs.token_ids.shape[1],
             # With SGLang's default of 1 a row that accepts nothing counts -1 correct drafts.
             num_non_draft_tokens_per_req=0,
             new_seq_lens=outputs.new_seq_lens,
             is_denoise=outputs.is_denoise,
+            logprobs=outputs.logprobs,
         )
 
     def _run_round(self, slots: torch.Tensor, seq_lens: torch.Tensor, carried: DlmRoundState) -> RoundOutputs:
         assert self.rounds is not None and carried.layout is not None
-        if self.padded_rounds is not None:
+        if self.padded_rounds is not None and carried.controls is None:
             outputs = self.padded_rounds.run(slots, seq_lens, carried.layout)
             if outputs is not None:
                 return outputs
-        return self.rounds.run(slots, seq_lens, carried.layout, may_cut=carried.may_cut, max_kv_len=carried.max_kv_len)
+        return self.rounds.run(
+            slots,
+            seq_lens,
+            carried.layout,
+            may_cut=carried.may_cut,
+            max_kv_len=carried.max_kv_len,
+            controls=carried.controls,
+        )
 
     def prepare_for_kv_cache_release(self, req: Any) -> None:
         """Called before a finished request's KV goes to the prefix cache: keep scratch KV out of it."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from dlm_sglang.decode.buckets import Bucket, bucket_of, make_buckets, pad_layout
-from dlm_sglang.decode.choose import choose_seeds
+from dlm_sglang.decode.controlled import ControlledRow, choose_controlled_seeds, make_controls
+from dlm_sglang.decode.controls import Controls, History, history_of
+from dlm_sglang.decode.grammar import Matcher
 from dlm_sglang.decode.layout import make_layout
 from dlm_sglang.decode.policy import DecodePolicy
 from dlm_sglang.decode.round import advance_round, plan_round
@@ -26,10 +28,20 @@ class Row:
     output: list[int] = field(default_factory=list)
     stats: DecodeStats = field(default_factory=DecodeStats)
     is_finished: bool = False
+    controls: Controls | None = None
+    matcher: Matcher | None = None
+    history: History | None = None
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def controlled(self) -> ControlledRow:
+        return ControlledRow(self.controls, self.history, self.matcher)
 
     def emit(self, token_ids: list[int]) -> None:
         for token_id in token_ids:
             self.output.append(token_id)
+            if self.matcher is not None:
+                self.matcher.accept_token(token_id)
             if token_id in self.policy.stop_ids or len(self.output) >= self.policy.max_new_tokens:
                 self.is_finished = True
                 return
@@ -96,9 +108,16 @@ def _prefill(model: TriModeModel, state: BlockState, slot: int, row: Row) -> Non
     row.tokens = list(row.prompt)
     position = torch.tensor([len(row.prompt)])
     logits = _forward(model, row.tokens, [len(row.prompt)])
-    seed = choose_seeds(logits, [row.policy], position, state.mask_token_id)
+    vocab_size = logits.shape[1]
+    if row.controls is not None:
+        row.history = history_of(row.controls, row.output, vocab_size, "cpu")
+    controls = make_controls([row.controlled], [1], vocab_size, "cpu")
+    seed, logprobs = choose_controlled_seeds(logits, [row.policy], position, state.mask_token_id, controls)
     if row.policy.seeded_blocks:
         row.emit(seed.tolist())
+        row.logprobs += logprobs.chosen[0].tolist() if logprobs is not None else []
+        if controls is not None and controls.rows is not None:
+            controls.rows.remember(seed[:, None], torch.ones(1, dtype=torch.int64))
     state.admit(torch.tensor([slot]), [row.policy], [len(row.output)], seed, [len(row.prompt)])
 
 
@@ -120,7 +139,10 @@ def _round(
         layout, may_cut = pad_layout(layout, bucket), True
         slots = slots + [0] * (layout.num_rows - len(slots))
         seq_lens = seq_lens + [0] * (layout.num_rows - len(seq_lens))
+    controls = make_controls([rows[slot].controlled for slot in slots if slot], widths, model.config.vocab_size, "cpu")
     inputs = plan_round(state, layout, torch.tensor(slots), torch.tensor(seq_lens), may_cut=may_cut)
+    if controls is not None:
+        controls.begin(state, inputs)
     is_padding = torch.zeros(layout.num_tokens, dtype=torch.bool) if inputs.is_padding is None else inputs.is_padding
     # What a padding token predicts must not matter.
     logits = torch.randn(layout.num_tokens, model.config.vocab_size, dtype=torch.double)
@@ -135,7 +157,7 @@ def _round(
             logits[begin : begin + num_real] = _forward(model, tokens, limits, use_lora=use_lora)
         begin += width
     inputs_by_row = inputs.input_ids[:begin].split(widths)
-    outputs = advance_round(state, inputs, logits)
+    outputs = advance_round(state, inputs, logits, controls)
     for index, (slot, input_ids) in enumerate(zip(slots, inputs_by_row, strict=False)):
         row, accepted = rows[slot], int(outputs.accept_lens[index])
         if row.is_finished:
@@ -143,6 +165,8 @@ def _round(
         is_denoise = outputs.is_denoise is not None and bool(outputs.is_denoise[index])
         row.stats.count_round(is_denoise=is_denoise, accept_len=accepted)
         row.emit(outputs.token_ids[index, :accepted].tolist())
+        if outputs.logprobs is not None and index in outputs.logprobs.rows:
+            row.logprobs += outputs.logprobs.chosen[outputs.logprobs.rows.index(index), :accepted].tolist()
         assert not is_denoise or accepted == 0 or row.is_finished, "scratch KV would be committed"
         row.tokens += input_ids[:accepted].tolist()
         assert int(outputs.new_seq_lens[index]) == len(row.tokens)

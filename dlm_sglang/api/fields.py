@@ -60,11 +60,15 @@ def _row(
 
 _SCHEMA = {
     "type": "object",
-    "properties": {"age": {"type": "integer"}},
+    "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 150}},
     "required": ["age"],
     "additionalProperties": False,
 }
-_FUNCTION = {"name": "add", "description": "Add", "parameters": {"type": "object", "properties": {}}}
+_FUNCTION = {
+    "name": "add",
+    "description": "Add",
+    "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
+}
 _TOOLS = [{"type": "function", "function": _FUNCTION}]
 _STRICT_TOOLS = [{"type": "function", "function": {**_FUNCTION, "strict": True}}]
 _JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "person", "schema": _SCHEMA}}

@@ -97,6 +97,7 @@ _SEEDS = "it follows the causal row before each block, which an unseeded block d
 REFUSALS: tuple[Refusal, ...] = (
     *_row("custom_logit_processor", "openai native", _unset, "null", "the worker runs no code that a request brings"),
     *_row("thinking_budget", "custom", _unset, "null", "the field is max_thinking_tokens here"),
+    *_row("max_thinking_tokens", "native", _unset, "null", "it belongs into sampling_params.custom_params"),
     *_row("return_sampling_mask", "openai native", _unset, "false", _LOGPROBS),
     *_row("return_entropy", "native", _unset, "false", _LOGPROBS),
     *_row("token_ids_logprob", "native", _unset, "null", _LOGPROBS),

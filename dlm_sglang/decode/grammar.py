@@ -193,7 +193,10 @@ def _mask_commit(row: GrammarRow, mask: Tensor, first: int) -> int:
     """Fill the masks of a causal row from `first` on; how many of its positions the verifier can reach.
 
     Position i chooses what follows canvas[0..i]; what follows a token that the grammar refuses is never emitted.
+    A row whose request ended stays in an overlapped loop for one round more.
     """
+    if row.matcher.is_terminated():
+        return 0
     num_accepted = 0
     for offset in range(len(row.canvas)):
         row.matcher.fill_vocab_mask(mask, first + offset)

@@ -98,6 +98,9 @@ class Ask:
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
+    # Further `sampling_params`, and fields beside them; a dict would not be hashable.
+    sampling: tuple[tuple[str, Any], ...] = ()
+    native: tuple[tuple[str, Any], ...] = ()
 
     def body(self, *, stream: bool = False) -> dict[str, Any]:
         """For `/generate`."""
@@ -116,7 +119,8 @@ class Ask:
             sampling["stop_token_ids"] = list(self.stop_token_ids)
         if self.stop:
             sampling["stop"] = list(self.stop)
-        return {"input_ids": list(self.prompt_ids), "sampling_params": sampling, "stream": stream}
+        sampling |= dict(self.sampling)
+        return {"input_ids": list(self.prompt_ids), "sampling_params": sampling, "stream": stream, **dict(self.native)}
 
     def oracle_params(self) -> OracleParams:
         policy = self.policy

@@ -35,6 +35,8 @@ SERVED_NAME = "nld"
 FRONT_FLAGS = (
     *("--max-total-tokens", str(POOL_TOKENS), "--served-model-name", SERVED_NAME),
     *("--enable-metrics", "--reasoning-parser", "qwen3", "--tool-call-parser", "qwen25"),
+    # A model this small would fill an answer with the spaces that JSON allows anywhere.
+    "--constrained-json-disable-any-whitespace",
 )
 DIFFUSIONS_PER_PROMPT = 3
 # SGLang counts every KV slot after every round, not only when idle, and stops at the first one that is lost.

@@ -100,6 +100,15 @@ def changes_the_answer(ask: Asker) -> None:
     assert ask.text(**ask.example) != ask.text()
 
 
+def penalises(ask: Asker) -> None:
+    """A model this sure of its answer needs a long one to repeat itself."""
+    long = {"ignore_eos": True, "max_tokens": 100}
+    whole = ask.text(**long)
+    changed = ask.text(**long, **ask.example)
+    assert changed != whole
+    assert len(set(changed)) >= len(set(whole))
+
+
 def works_stop(ask: Asker) -> None:
     whole = ask.text()
     stop = whole[5:8]
@@ -151,7 +160,7 @@ def is_served(ask: Asker) -> None:
 
 
 def calls_a_tool(ask: Asker) -> None:
-    (call,) = ask.answer(**ask.example)["choices"][0]["message"]["tool_calls"]
+    (call,) = ask.answer(**ask.example, max_tokens=64)["choices"][0]["message"]["tool_calls"]
     assert call["function"]["name"] == "add"
 
 
@@ -207,9 +216,9 @@ CHECKS: dict[str, Callable[[Asker], None]] = {
     "min_p": chooses_the_best,
     "seed": works_seed,
     "n": works_n,
-    "presence_penalty": changes_the_answer,
-    "frequency_penalty": changes_the_answer,
-    "repetition_penalty": changes_the_answer,
+    "presence_penalty": penalises,
+    "frequency_penalty": penalises,
+    "repetition_penalty": penalises,
     "logit_bias": changes_the_answer,
     "stop": works_stop,
     "stop_token_ids": works_stop_token_ids,

@@ -109,18 +109,21 @@ def test_sglangs_internal_request_is_checked_again() -> None:
         translate_sampling(forged, LIMITS, resolved=True)
 
 
+UNSEEDED = {"generation_mode": "diffusion", "seeded_blocks": False}
 OPENAI_REFUSED = {
     "suffix": "b",
     "best_of": 2,
     "functions": [{"name": "f"}],
     "function_call": "auto",
-    "frequency_penalty": 0.5,
-    "presence_penalty": -1,
-    "repetition_penalty": 1.1,
-    "logit_bias": {"5": 1},
     "custom_logit_processor": "x",
-    "min_tokens": 1,
-    "max_thinking_tokens": 0,
+    "return_sampling_mask": True,
+    "return_hidden_states": True,
+    "use_beam_search": True,
+    "lora_path": "x",
+    "session_params": {"id": "x"},
+}
+# Refused where blocks have no seeds.
+OPENAI_SEEDED = {
     "response_format": {"type": "json_object"},
     "regex": "a*",
     "ebnf": "root ::= 'a'",
@@ -129,25 +132,15 @@ OPENAI_REFUSED = {
     "tool_choice": "required",
     "tools": [{"type": "function", "function": {"name": "f", "strict": True}}],
     "logprobs": True,
-    "return_sampling_mask": True,
-    "top_logprobs": 3,
-    "return_hidden_states": True,
-    "use_beam_search": True,
-    "lora_path": "x",
-    "session_params": {"id": "x"},
 }
 OPENAI_PASSED = {
-    "frequency_penalty": 0,
-    "presence_penalty": 0.0,
-    "repetition_penalty": 1,
-    "logit_bias": {},
-    "min_tokens": 0,
-    "response_format": {"type": "text"},
-    "regex": None,
-    "tool_choice": "auto",
-    "tools": [{"type": "function", "function": {"name": "f"}}],
-    "logprobs": False,
-    "top_logprobs": 0,
+    **OPENAI_SEEDED,
+    "frequency_penalty": 0.5,
+    "presence_penalty": -1,
+    "repetition_penalty": 1.1,
+    "logit_bias": {"5": 1},
+    "min_tokens": 1,
+    "top_logprobs": 3,
     "temperature": 0.7,
     "top_p": 0.9,
     "top_k": 5,
@@ -161,7 +154,9 @@ OPENAI_PASSED = {
 
 
 def test_every_refused_field_of_the_openai_surface_has_an_example() -> None:
-    assert set(OPENAI_REFUSED) == {row.name for row in REFUSALS if Surface.OPENAI in row.surfaces}
+    rows = [row for row in REFUSALS if Surface.OPENAI in row.surfaces]
+    assert set(OPENAI_REFUSED) == {row.name for row in rows if row.refused_in}
+    assert set(OPENAI_SEEDED) == {row.name for row in rows if row.needs_seeds}
 
 
 @pytest.mark.parametrize(("name", "value"), OPENAI_REFUSED.items())
@@ -171,13 +166,22 @@ def test_what_the_worker_cannot_honour_is_refused(name: str, value: object) -> N
     assert error.hint
 
 
-def test_log_probabilities_of_the_sampled_token_alone_are_refused_as_well() -> None:
-    assert refusal({"prompt": "a", "logprobs": 0}).param == "logprobs"
+@pytest.mark.parametrize(("name", "value"), OPENAI_SEEDED.items())
+def test_what_needs_seeded_blocks_is_refused_without_them(name: str, value: object) -> None:
+    error = refusal({**CHAT, **UNSEEDED, name: value})
+    assert (error.code, error.param) == ("parameter-unsupported", name)
+    assert "seeded_blocks" in str(error.hint)
 
 
-def test_a_named_tool_is_refused() -> None:
+def test_log_probabilities_of_the_sampled_token_alone_need_seeded_blocks_as_well() -> None:
+    assert refusal({"prompt": "a", "logprobs": 0, **UNSEEDED}).param == "logprobs"
+    assert translate_openai({"prompt": "a", "logprobs": 0}, LIMITS)["logprobs"] == 0
+
+
+def test_a_named_tool_needs_seeded_blocks() -> None:
     choice = {"type": "function", "function": {"name": "f"}}
-    assert refusal({**CHAT, "tool_choice": choice}).param == "tool_choice"
+    assert refusal({**CHAT, "tool_choice": choice, **UNSEEDED}).param == "tool_choice"
+    assert translate_openai({**CHAT, "tool_choice": choice}, LIMITS)["tool_choice"] == choice
 
 
 @pytest.mark.parametrize(("name", "value"), OPENAI_PASSED.items())
@@ -188,14 +192,14 @@ def test_what_changes_nothing_or_works_passes_through(name: str, value: object) 
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"return_logprob": True}, "return_logprob"),
-        ({"return_logprob": [False, True]}, "return_logprob"),
+        ({"return_entropy": True}, "return_entropy"),
+        ({"return_logprob": [False, True], "sampling_params": {"custom_params": UNSEEDED}}, "return_logprob"),
+        ({"return_logprob": True, "sampling_params": [{}, {"custom_params": UNSEEDED}]}, "return_logprob"),
         ({"token_ids_logprob": [[1]]}, "token_ids_logprob"),
         ({"input_embeds": [[[0.5]]]}, "input_embeds"),
         ({"lora_path": ["a"]}, "lora_path"),
-        ({"sampling_params": {"regex": "a"}}, "sampling_params.regex"),
+        ({"sampling_params": {"regex": "a", "custom_params": UNSEEDED}}, "sampling_params.regex"),
         ({"sampling_params": [{}, {"beam_width": 4}]}, "sampling_params.beam_width"),
-        ({"sampling_params": {"min_new_tokens": 4}}, "sampling_params.min_new_tokens"),
         ({"sampling_params": {"custom_params": {"thinking_budget": 5}}}, "custom_params.thinking_budget"),
     ],
 )
@@ -205,19 +209,17 @@ def test_generate_refuses_the_same_under_its_own_names(body: dict[str, object], 
 
 def test_a_field_may_be_refused_in_some_modes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tuple(
-        replace(row, refused_in=frozenset({GenerationMode.DIFFUSION})) if row.name == "logit_bias" else row
+        replace(row, refused_in=frozenset({GenerationMode.DIFFUSION})) if row.name == "beam_width" else row
         for row in REFUSALS
     )
     monkeypatch.setattr("dlm_sglang.api.unsupported.REFUSALS", rows)
-    biased = {**CHAT, "logit_bias": {"5": 1}}
-    assert translate_openai(biased, LIMITS)["logit_bias"] == {"5": 1}
-    error = refusal({**biased, "generation_mode": "diffusion"})
+    beams = {"beam_width": 4}
+    assert translate_generate({"text": "a", "sampling_params": beams}, LIMITS)
+    sampling = {**beams, "custom_params": {"generation_mode": "diffusion"}}
+    error = refusal({"text": "a", "sampling_params": [{}, sampling]}, translate_generate)
+    assert error.param == "sampling_params.beam_width"
     assert "in diffusion mode" in error.message
     assert "autoregressive or self_speculation" in str(error.hint)
-    sampling = {"logit_bias": {"5": 1}, "custom_params": {"generation_mode": "diffusion"}}
-    assert refusal({"text": "a", "sampling_params": [{}, sampling]}, translate_generate).param == (
-        "sampling_params.logit_bias"
-    )
 
 
 def test_generate_lets_neutral_values_pass() -> None:

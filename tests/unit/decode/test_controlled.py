@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,7 @@ from dlm_sglang.decode.controls import Controls
 from dlm_sglang.decode.policy import DecodePolicy, make_policy
 from dlm_sglang.params import DecodeParams, ServerLimits
 from dlm_sglang.reference.model import NldModel
-from dlm_sglang.reference.sampling import CAUSAL_STEP, pick_token
+from tests.plainly import Plain, decode_plainly
 from tests.unit.decode.models import CONTEXT, MASK, VOCAB, random_model
 from tests.unit.decode.rounds import Row, run_rows
 
@@ -41,58 +40,20 @@ def _policy(mode: str, temperature: float, by_prefix: bool = False, **fields: ob
     )
 
 
-def _adjusted(logits: list[float], output: list[int], controls: Controls) -> list[float]:
-    """The next token's logits in plain Python."""
-    counts = Counter(output)
-    changed = []
-    for token_id, logit in enumerate(logits):
-        if counts[token_id]:
-            logit -= controls.frequency_penalty * counts[token_id] + controls.presence_penalty
-            logit = logit / controls.repetition_penalty if logit > 0 else logit * controls.repetition_penalty
-        logit += dict(controls.logit_bias).get(token_id, 0.0)
-        if token_id in controls.banned_ids and len(output) < controls.min_new_tokens:
-            logit = float("-inf")
-        changed.append(logit)
-    return changed
-
-
 def _plainly(
     model: NldModel, prompt: list[int], policy: DecodePolicy, controls: Controls, allowed: Dfa | None = None
-) -> tuple[list[int], list[float]]:
-    """Decode one token at a time: tokens and their log-probabilities."""
-    output: list[int] = []
-    logprobs: list[float] = []
-    while len(output) < policy.max_new_tokens and (not output or output[-1] != STOP):
-        tokens = prompt + output
-        total = len(tokens)
-        mask = torch.ones(total, total, dtype=torch.bool).tril()[None]
-        with torch.no_grad():
-            logits, _ = model.forward(torch.tensor([tokens]), torch.arange(total)[None], mask, None)
-        raw = logits[0, -1]
-        adjusted = torch.tensor(_adjusted(raw.tolist(), output, controls), dtype=torch.double)
-        adjusted[MASK] = float("-inf")
-        if allowed is not None:
-            adjusted[[not allowed.may_follow(output, token_id) for token_id in range(VOCAB)]] = float("-inf")
-        if (
-            controls.max_thinking_tokens is not None
-            and len(output) == controls.max_thinking_tokens
-            and controls.end_think_id not in output
-        ):
-            chosen = controls.end_think_id
-        else:
-            chosen = pick_token(
-                adjusted,
-                temperature=policy.temperature,
-                top_k=policy.top_k,
-                top_p=policy.top_p,
-                min_p=policy.min_p,
-                seed=policy.seed,
-                position=total,
-                step=CAUSAL_STEP,
-            )
-        output.append(chosen)
-        logprobs.append(float(raw[chosen] - raw.logsumexp(0)))
-    return output, logprobs
+) -> Plain:
+    return decode_plainly(
+        model,
+        prompt,
+        controls,
+        {STOP},
+        policy.max_new_tokens,
+        temperature=policy.temperature,
+        top_p=policy.top_p,
+        seed=policy.seed,
+        may_follow=None if allowed is None else allowed.may_follow,
+    )
 
 
 ALL = Controls(
@@ -140,10 +101,10 @@ def test_autoregressive_and_self_speculative_rows_give_what_a_plain_loop_gives(
     order = list(range(len(rows)))
     random.Random(1).shuffle(order)
     run_rows(model, [rows[index] for index in order], CONTEXT, **how)
-    for row, (tokens, logprobs) in zip(rows, expected, strict=True):
-        assert row.output == tokens, row.controls
+    for row, plain in zip(rows, expected, strict=True):
+        assert row.output == plain.token_ids, row.controls
         if row.controls is not None and row.controls.wants_logprobs:
-            assert row.logprobs[: len(tokens)] == pytest.approx(logprobs, abs=1e-5)
+            assert row.logprobs[: len(row.output)] == pytest.approx(plain.logprobs, abs=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])
@@ -241,7 +202,7 @@ def test_grammar_is_kept_in_every_mode(model: NldModel, seed: int, temperature: 
         rows.append(Row(policy, prompt, controls=controls, matcher=Dfa(random.Random(seed))))
     rows.append(Row(_policy("self_speculation", temperature), prompt))
     run_rows(model, rows, CONTEXT)
-    expected, _ = _plainly(model, prompt, rows[0].policy, Controls(), Dfa(random.Random(seed)))
+    expected = _plainly(model, prompt, rows[0].policy, Controls(), Dfa(random.Random(seed))).token_ids
     for row in rows[:3]:
         assert row.output == expected
     grammar = Dfa(random.Random(seed))
@@ -249,5 +210,4 @@ def test_grammar_is_kept_in_every_mode(model: NldModel, seed: int, temperature: 
         for end, token_id in enumerate(row.output):
             assert grammar.may_follow(row.output[:end], token_id)
         assert row.output[-1] == STOP or len(row.output) == row.policy.max_new_tokens
-    free, _ = _plainly(model, prompt, rows[-1].policy, Controls())
-    assert rows[-1].output == free
+    assert rows[-1].output == _plainly(model, prompt, rows[-1].policy, Controls()).token_ids

@@ -105,6 +105,7 @@ OPENAI_FIELDS: tuple[OpenAIField, ...] = (
         "chat",
         "tool_choice required",
         tools=_TOOLS,
+        parallel_tool_calls=False,
     ),
     _row(
         "chat_template_kwargs",
@@ -120,7 +121,13 @@ OPENAI_FIELDS: tuple[OpenAIField, ...] = (
     _row("min_tokens", 30, "no end before"),
     _row("ignore_eos", True, "on to `max_tokens`"),
     _row("echo", True, "the prompt before the answer", "completions"),
-    _row("suffix", " end", "text behind the gap to fill", "completions"),
+    _row(
+        "suffix",
+        " end",
+        "text behind a gap of `max_tokens`; see [infilling](infilling.md)",
+        "completions",
+        max_tokens=8,
+    ),
     _row("best_of", 2, "choose the best of several answers", "completions"),
     _row("functions", [_FUNCTION], "OpenAI's old form of `tools`", "chat"),
     OpenAIField("user", {route: {"user": "somebody"} for route in (CHAT, COMPLETIONS)}, "", is_ignored=True),

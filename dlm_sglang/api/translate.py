@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dlm_sglang.api import infill
 from dlm_sglang.api.unsupported import Surface, refuse_unsupported
 from dlm_sglang.errors import RequestError, shown
 from dlm_sglang.param_table import FIELD_BY_NAME, GenerationMode
@@ -35,9 +36,19 @@ def translate_openai(body: Mapping[str, object], limits: ServerLimits) -> dict[s
     for name in body:
         if name not in FIELD_BY_NAME and (name in FOREIGN_NAMES or closest_field(name)):
             raise _misspelt(name)
+    items = infill.infill_of(body)
     ours = {name: value for name, value in body.items() if name in FIELD_BY_NAME}
-    rest = {name: value for name, value in body.items() if name not in FIELD_BY_NAME}
+    rest = {
+        name: value
+        for name, value in body.items()
+        if name not in FIELD_BY_NAME and name not in (infill.INFILL, infill.SUFFIX)
+    }
+    if items is not None:
+        name = infill.SUFFIX if body.get(infill.INFILL) is None else infill.INFILL
+        ours = infill.check_mode(ours, limits.default_mode, name)
     custom = _custom_params(body.get("custom_params"), ours, limits)
+    if items is not None:
+        custom[infill.INFILL_KEY] = items
     refuse_unsupported(body, Surface.OPENAI, {mode_of(custom)}, is_seeded=is_seeded(custom))
     rest["custom_params"] = custom
     return rest
@@ -114,6 +125,14 @@ def _custom_params(
         checked = {**sent, FLAT_KEY: _checked_again(sent[FLAT_KEY], limits, resolved=resolved)}
         refuse_unsupported(sent, Surface.CUSTOM, {mode_of(checked)}, "custom_params.")
         return checked
+    for key in (infill.INFILL, infill.INFILL_KEY, infill.FIXED_KEY):
+        if key in sent and not resolved:
+            raise RequestError(
+                f"custom_params.{key} is not read, got {shown(sent[key])}",
+                param=f"custom_params.{key}",
+                code="parameter-misplaced",
+                hint="send infill as a field of /v1/completions",
+            )
     fields = dict(top_level)
     rest: dict[str, object] = {}
     for name, value in sent.items():

@@ -73,12 +73,40 @@ class ControlRows:
         self._set_penalties([history for _, _, history in rows], vocab_size)
         self._set_biases()
         self._set_thinking([history for _, _, history in rows])
+        self._set_fixed()
         self._by_prefix = self._of_rows(lambda controls: controls.commits_by_prefix)
 
     @property
     def changes_logits(self) -> bool:
         """Whether `adjust` does anything."""
         return self._counts is not None or self._bias is not None or self._bans is not None
+
+    def fill(self, state: BlockState, slots: Tensor, seq_lens: Tensor) -> None:
+        """Write what is certain into the masks of the rows' blocks, so that the model sees it from the first step on.
+
+        Args:
+            state: block state, changed in place.
+            slots, seq_lens: `[R]` int64, as the round's.
+        """
+        if self._fixed is None and self._thinking is None:
+            return
+        own, offsets = slots[self.rows], state.offsets[: self.max_width]
+        canvas, is_masked = state.canvas[own, : self.max_width], state.is_masked[own, : self.max_width]
+        positions = seq_lens[self.rows, None] + offsets
+        ids = torch.full_like(canvas, -1)
+        if self._fixed is not None:
+            first, fixed = self._fixed
+            places = positions - first[:, None]
+            is_there = (places >= 0) & (places < fixed.shape[1])
+            ids = torch.where(is_there, fixed.gather(1, places.clamp(0, fixed.shape[1] - 1)), ids)
+        if self._thinking is not None:
+            ends = (canvas == self._thinking.end_id[:, None]) & ~is_masked
+            is_open = ~self._thinking.has_ended[:, None] & (ends.long().cumsum(dim=1) == 0)
+            is_end = (positions == self._thinking.position[:, None]) & is_open
+            ids = torch.where(is_end, self._thinking.end_id[:, None], ids)
+        is_put = is_masked & (ids >= 0)
+        state.canvas[own, : self.max_width] = torch.where(is_put, ids, canvas)
+        state.is_masked[own, : self.max_width] = is_masked & ~is_put
 
     def choices(self, state: BlockState, inputs: RoundInputs) -> Choices:
         """What the rows of a round choose by."""
@@ -239,6 +267,14 @@ class ControlRows:
         )
         for history, has_ended in zip(histories, self._thinking.has_ended, strict=True):
             history.has_ended_thinking = has_ended if history.has_ended_thinking is not None else None
+
+    def _set_fixed(self) -> None:
+        self._fixed: tuple[Tensor, Tensor] | None = None
+        longest = max(len(controls.fixed_ids) for controls in self.controls)
+        if longest:
+            padded = [[*one.fixed_ids, *(-1 for _ in range(longest - len(one.fixed_ids)))] for one in self.controls]
+            fixed = torch.tensor(padded, dtype=torch.int64).to(self._device, non_blocking=True)
+            self._fixed = (self._there([one.first_position for one in self.controls]), fixed)
 
     def _of_rows(self, condition: Callable[[Controls], bool]) -> Tensor | None:
         flags = [condition(controls) for controls in self.controls]

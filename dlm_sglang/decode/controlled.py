@@ -38,6 +38,11 @@ class RoundControls:
     grammar: GrammarRows | None
     logprobs: LogprobRows | None
 
+    def fill(self, state: BlockState, slots: Tensor, seq_lens: Tensor) -> None:
+        """Write what is certain into the rows' blocks, before the round is planned."""
+        if self.rows is not None:
+            self.rows.fill(state, slots, seq_lens)
+
     def begin(self, state: BlockState, inputs: RoundInputs) -> None:
         """What has to happen before the round's forward; waits for the device if a row has a grammar."""
         if self.grammar is not None:

@@ -28,6 +28,7 @@ class Controls:
         commits_by_prefix: a diffusion block is committed by its causal rows, position by position, instead of whole.
             Grammar and log-probabilities need it.
         is_seeded: a block's first position was emitted before the block.
+        fixed_ids: what the output has to hold from its first position on, -1 where the model chooses.
     """
 
     frequency_penalty: float = 0.0
@@ -43,6 +44,7 @@ class Controls:
     num_top_logprobs: int = 0
     commits_by_prefix: bool = False
     is_seeded: bool = True
+    fixed_ids: tuple[int, ...] = ()
 
     @property
     def has_penalties(self) -> bool:
@@ -57,6 +59,7 @@ class Controls:
             or self.min_new_tokens > 0
             or self.max_thinking_tokens is not None
             or self.commits_by_prefix
+            or bool(self.fixed_ids)
         )
 
 

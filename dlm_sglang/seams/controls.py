@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dlm_sglang.api.infill import FIXED_KEY
 from dlm_sglang.decode.controlled import ControlledRow, RoundControls, make_controls
 from dlm_sglang.decode.controls import Controls, history_of
 from dlm_sglang.decode.grammar import Matcher
@@ -35,6 +36,7 @@ def controls_of(req: Any, params: DecodeParams, stop_ids: tuple[int, ...]) -> Co
         num_top_logprobs=int(req.logprob.top_logprobs_num or 0) if wants_logprobs else 0,
         commits_by_prefix=params.mode is GenerationMode.DIFFUSION and (has_grammar or wants_logprobs),
         is_seeded=params.seeded_blocks,
+        fixed_ids=tuple((sampling.custom_params or {}).get(FIXED_KEY) or ()),
     )
     return controls if controls.concerns_choice or controls.wants_logprobs else None
 

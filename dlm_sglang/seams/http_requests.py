@@ -15,7 +15,7 @@ from functools import cache
 from http import HTTPStatus
 from typing import Any
 
-from dlm_sglang.api import report
+from dlm_sglang.api import infill, report
 from dlm_sglang.api.errors import overloaded
 from dlm_sglang.api.front import Front
 from dlm_sglang.api.metrics import ABORTED, Metrics
@@ -30,6 +30,8 @@ from dlm_sglang.settings import DecodeSettings, FrontSettings
 logger = logging.getLogger(__name__)
 
 _metrics: list[Metrics] = []
+# What OpenAI's API takes where a completion says no max_tokens.
+_DEFAULT_GAP = 16
 _STUMBLES = (AssertionError, AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError)
 
 
@@ -88,7 +90,7 @@ async def generate_request(original: Callable[..., Any], manager: Any, obj: Any,
     counted: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if at is not None and isinstance(obj, GenerateReqInput):
         try:
-            _translate_internal(obj, at)
+            _translate_internal(obj, at, manager)
         except RequestError as error:
             count_refused(error.code)
             _has_no_ids(obj)
@@ -212,12 +214,33 @@ def _is_overloaded(output: Any) -> bool:
 _NATIVE_NAMES = tuple(refusal.name for refusal in REFUSALS if Surface.NATIVE in refusal.surfaces)
 
 
-def _translate_internal(obj: Any, at: Front) -> None:
+def _translate_internal(obj: Any, at: Front, manager: Any) -> None:
     """Check SGLang's internal request and resolve its decode parameters in place."""
     sampling = translate_sampling(obj.sampling_params, at.limits, resolved=True)
+    for one in sampling if isinstance(sampling, list) else [sampling]:
+        if isinstance(one, dict):
+            _resolve_infill(one, manager.tokenizer)
     native = {name: getattr(obj, name, None) for name in _NATIVE_NAMES}
     refuse_unsupported(native, Surface.NATIVE, modes_of(sampling), is_seeded=all_seeded(sampling))
     obj.sampling_params = sized(sampling, at.settings.max_output_tokens)
+
+
+def _resolve_infill(sampling: dict[str, Any], tokenizer: Any) -> None:
+    """Turn what a request wants filled in into ids that its output has to hold, in place."""
+    custom = sampling["custom_params"]
+    if infill.INFILL_KEY not in custom:
+        return
+    gap = sampling.get("max_new_tokens")
+    fixed = infill.resolve(
+        custom,
+        _DEFAULT_GAP if gap is None else int(gap),
+        custom[FLAT_KEY]["block_length"],
+        lambda text: tokenizer.encode(text, add_special_tokens=False),
+    )
+    kept = {key: value for key, value in custom.items() if key != infill.INFILL_KEY}
+    sampling["custom_params"] = {**kept, infill.FIXED_KEY: fixed}
+    if fixed is not None and len(custom[infill.INFILL_KEY]) > 1:
+        sampling.update(max_new_tokens=len(fixed), min_new_tokens=len(fixed), ignore_eos=True)
 
 
 def _forget_unsent(manager: Any, obj: Any) -> None:

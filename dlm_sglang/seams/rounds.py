@@ -59,6 +59,8 @@ class RoundRunner:
             max_kv_len: upper bound of the rows' key lengths.
             controls: what some rows ask for beyond sampling.
         """
+        if controls is not None:
+            controls.fill(self.state, slots, seq_lens)
         inputs = plan_round(self.state, layout, slots, seq_lens, may_cut=may_cut)
         if controls is not None:
             controls.begin(self.state, inputs)

@@ -101,12 +101,9 @@ def changes_the_answer(ask: Asker) -> None:
 
 
 def penalises(ask: Asker) -> None:
-    """A model this sure of its answer needs a long one to repeat itself."""
-    long = {"ignore_eos": True, "max_tokens": 100}
-    whole = ask.text(**long)
-    changed = ask.text(**long, **ask.example)
-    assert changed != whole
-    assert len(set(changed)) >= len(set(whole))
+    """A model this sure of its answer has to be made to doubt before a penalty tips the scales."""
+    hot = {**HOT, "max_tokens": 48, "ignore_eos": True}
+    assert any(ask.text(**hot, seed=seed) != ask.text(**hot, seed=seed, **ask.example) for seed in (1, 2))
 
 
 def works_stop(ask: Asker) -> None:
@@ -209,6 +206,13 @@ def works_echo(ask: Asker) -> None:
     assert ask.text(echo=True) == PROMPT + ask.text()
 
 
+def fills_a_gap(ask: Asker) -> None:
+    """The model sees what stands behind the gap."""
+    gap = {"max_tokens": 6, "block_length": 16, "prompt": "Extract JSON: In Vienna lives Ben, aged 7"}
+    assert len({ask.text(**gap, suffix=suffix) for suffix in (".", '", "city": "Oslo"}', " plus 5 is 12.", ", 8")}) > 1
+    assert ask.answer(**gap, suffix=" x")["usage"]["completion_tokens"] <= 6
+
+
 CHECKS: dict[str, Callable[[Asker], None]] = {
     "temperature": works_temperature,
     "top_p": chooses_the_best,
@@ -241,7 +245,7 @@ CHECKS: dict[str, Callable[[Asker], None]] = {
     "min_tokens": works_min_tokens,
     "ignore_eos": works_ignore_eos,
     "echo": works_echo,
-    "suffix": changes_the_answer,
+    "suffix": fills_a_gap,
 }
 
 

@@ -140,6 +140,8 @@ def _round(
         slots = slots + [0] * (layout.num_rows - len(slots))
         seq_lens = seq_lens + [0] * (layout.num_rows - len(seq_lens))
     controls = make_controls([rows[slot].controlled for slot in slots if slot], widths, model.config.vocab_size, "cpu")
+    if controls is not None:
+        controls.fill(state, torch.tensor(slots), torch.tensor(seq_lens))
     inputs = plan_round(state, layout, torch.tensor(slots), torch.tensor(seq_lens), may_cut=may_cut)
     if controls is not None:
         controls.begin(state, inputs)

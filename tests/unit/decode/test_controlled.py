@@ -139,6 +139,27 @@ def test_a_block_committed_by_prefix_is_the_block_committed_whole(model: NldMode
         assert rows[1].logprobs[: len(rows[1].output)] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("how", HOWS, ids=lambda how: "-".join(how) or "as they are")
+@pytest.mark.parametrize("steps", [1, 8])
+def test_fixed_tokens_stay_where_they_are_and_are_seen(model: NldModel, steps: int, how: dict[str, bool]) -> None:
+    """Two blocks with blanks between fixed tokens; what stands behind a blank changes what fills it."""
+    fixed = (-1, -1, 20, -1, 21, 22, -1, -1, -1, 23, 24, 25, 26, 27, 28, 29)
+    policy = replace(_policy("diffusion", 0.0, max_denoising_steps=steps, seeded_blocks=False), stop_ids=())
+    rows = [Row(policy, [3, 4, 5], controls=Controls(fixed_ids=fixed, first_position=3, is_seeded=False))]
+    for other in range(6, 20):
+        changed = (*fixed[:2], other, *fixed[3:])
+        own = Controls(fixed_ids=changed, first_position=3, is_seeded=False)
+        rows.append(Row(policy, [3, 4, 5], controls=own))
+    run_rows(model, rows, CONTEXT, **how)
+    for row in rows:
+        assert row.controls is not None
+        assert len(row.output) == 16
+        for token_id, wanted in zip(row.output, row.controls.fixed_ids, strict=True):
+            assert wanted in (-1, token_id)
+            assert token_id != MASK
+    assert len({tuple(row.output[:2]) for row in rows}) > 1
+
+
 class Dfa:
     """A random regular grammar over token ids, in the form of SGLang's matchers."""
 

@@ -160,6 +160,9 @@ class DlmWorker(BaseSpecWorker):
             resumes = is_diffusion and policy.seeded_blocks and len(req.output_ids) > 0
             if not is_last_chunk or not (resumes or not policy.seeded_blocks):
                 continue
+            if policy.max_new_tokens == 0:
+                # SGLang prefills the prompt of several choices so; without a token it would never see the end.
+                continue
             held.add(row)
             if resumes:
                 if result.new_seq_lens is batch.seq_lens:

@@ -64,11 +64,14 @@ _SCHEMA = {
     "required": ["age"],
     "additionalProperties": False,
 }
-_FUNCTION = {
-    "name": "add",
-    "description": "Add",
-    "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
+_DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
+_ARGUMENTS = {
+    "type": "object",
+    "properties": {"a": _DIGIT, "b": _DIGIT},
+    "required": ["a", "b"],
+    "additionalProperties": False,
 }
+_FUNCTION = {"name": "add", "description": "Add", "parameters": _ARGUMENTS}
 _TOOLS = [{"type": "function", "function": _FUNCTION}]
 _STRICT_TOOLS = [{"type": "function", "function": {**_FUNCTION, "strict": True}}]
 _JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "person", "schema": _SCHEMA}}
@@ -101,10 +104,10 @@ OPENAI_FIELDS: tuple[OpenAIField, ...] = (
     _row(
         "tool_choice",
         "required",
-        "a call for certain; a named function too",
+        "a call for certain; a named function too; its arguments follow the schema where the function is strict",
         "chat",
         "tool_choice required",
-        tools=_TOOLS,
+        tools=_STRICT_TOOLS,
         parallel_tool_calls=False,
     ),
     _row(

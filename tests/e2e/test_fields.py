@@ -157,8 +157,12 @@ def is_served(ask: Asker) -> None:
 
 
 def calls_a_tool(ask: Asker) -> None:
-    (call,) = ask.answer(**ask.example, max_tokens=64)["choices"][0]["message"]["tool_calls"]
+    """With the arguments' free white space banned, in which a model this small would lose itself."""
+    texts = {token_id: ask.tokenizer.decode([token_id]) for token_id in range(len(ask.tokenizer))}
+    spaces = {str(token_id): -100 for token_id, text in texts.items() if text.isspace() and text != "\n"}
+    (call,) = ask.answer(**ask.example, max_tokens=64, logit_bias=spaces)["choices"][0]["message"]["tool_calls"]
     assert call["function"]["name"] == "add"
+    assert set(json.loads(call["function"]["arguments"])) == {"a", "b"}
 
 
 def works_reasoning(ask: Asker) -> None:

@@ -162,23 +162,23 @@ Fields that are not listed are SGLang's and pass unchanged.
 
 ## What the fields mean where several tokens are decided at once
 
-- **Penalties, `logit_bias`, `min_tokens`** apply to every choice, drafts included. A causal choice counts the answer before
-  it, the drafts of its own block too, so autoregressive mode and self-speculation give the same answer. A position that
-  diffusion fills counts the answer before its block and what is filled before it in the block; positions that are filled
-  in the same step do not see each other.
+- **Penalties, `logit_bias`, `min_tokens`** apply to every choice, drafts included. A causal choice counts the
+  answer before it, the drafts of its own block too, so autoregressive mode and self-speculation give the same
+  answer. A position that diffusion fills counts the answer before its block and what is filled before it in the
+  block; positions that are filled in the same step do not see each other.
 - **`logprobs`** are those of the causal forward that commits a token, before temperature, penalties, biases and
-  grammars: what an autoregressive server would have thought of the answer. They change no answer. A diffusion request
-  that asks for them has its last block committed by a causal forward too, which it would otherwise save.
-- **Grammars** (`response_format`, `regex`, `ebnf`, forced and strict tools) always hold. Causal choices are masked, so
-  autoregressive mode and self-speculation give the same answer; drafts follow the grammar token by token. In diffusion a
-  block is committed as far as the grammar accepts it, then the causal forward chooses the next token under the mask.
-  White space that JSON allows anywhere is a place to get lost in for a small model: start SGLang with
-  `--constrained-json-disable-any-whitespace`.
-- **What grammars cost**: the host waits for the device in each round of a batch that holds one, and rounds with a grammar
-  or any of these fields are not replayed from a captured graph.
+  grammars: what an autoregressive server would have thought of the answer. They change no answer. A diffusion
+  request that asks for them has its last block committed by a causal forward too, which it would otherwise save.
+- **Grammars** (`response_format`, `regex`, `ebnf`, forced and strict tools) always hold. Causal choices are masked,
+  so autoregressive mode and self-speculation give the same answer; drafts follow the grammar token by token. In
+  diffusion a block is committed as far as the grammar accepts it, then the causal forward chooses the next token
+  under the mask. White space that JSON allows anywhere is a place to get lost in for a small model: start SGLang
+  with `--constrained-json-disable-any-whitespace`.
+- **What grammars cost**: the host waits for the device in each round of a batch that holds one, and rounds with a
+  grammar or any of these fields are not replayed from a captured graph.
 - **`seeded_blocks: false`** excludes `logprobs` and grammars.
-- **`max_thinking_tokens`** writes `</think>` at that place of a thought that the prompt leaves open, in diffusion before the
-  block is denoised.
+- **`max_thinking_tokens`** writes `</think>` at that place of a thought that the prompt leaves open, in diffusion
+  before the block is denoised.
 """
 
 

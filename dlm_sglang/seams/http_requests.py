@@ -219,13 +219,13 @@ def _translate_internal(obj: Any, at: Front, manager: Any) -> None:
     sampling = translate_sampling(obj.sampling_params, at.limits, resolved=True)
     for one in sampling if isinstance(sampling, list) else [sampling]:
         if isinstance(one, dict):
-            _resolve_infill(one, manager.tokenizer)
+            _resolve_infill(one, manager)
     native = {name: getattr(obj, name, None) for name in _NATIVE_NAMES}
     refuse_unsupported(native, Surface.NATIVE, modes_of(sampling), is_seeded=all_seeded(sampling))
     obj.sampling_params = sized(sampling, at.settings.max_output_tokens)
 
 
-def _resolve_infill(sampling: dict[str, Any], tokenizer: Any) -> None:
+def _resolve_infill(sampling: dict[str, Any], manager: Any) -> None:
     """Turn what a request wants filled in into ids that its output has to hold, in place."""
     custom = sampling["custom_params"]
     if infill.INFILL_KEY not in custom:
@@ -235,7 +235,7 @@ def _resolve_infill(sampling: dict[str, Any], tokenizer: Any) -> None:
         custom,
         _DEFAULT_GAP if gap is None else int(gap),
         custom[FLAT_KEY]["block_length"],
-        lambda text: tokenizer.encode(text, add_special_tokens=False),
+        lambda text: manager.tokenizer.encode(text, add_special_tokens=False),
     )
     kept = {key: value for key, value in custom.items() if key != infill.INFILL_KEY}
     sampling["custom_params"] = {**kept, infill.FIXED_KEY: fixed}

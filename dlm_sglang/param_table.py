@@ -101,5 +101,14 @@ FIELDS: tuple[Field, ...] = (
         _DIFFUSION,
         "true starts a block with the token that the causal forward predicts; false starts it all masked",
     ),
+    Field(
+        "stream_denoising",
+        "boolean",
+        "true or false",
+        "false",
+        _BLOCKWISE,
+        "the stream also tells of each block as it stands after every denoise forward (docs/streaming.md)",
+        condition="only with `stream`",
+    ),
 )
 FIELD_BY_NAME: Mapping[str, Field] = {field.name: field for field in FIELDS}

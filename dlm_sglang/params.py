@@ -15,6 +15,7 @@ from dlm_sglang.errors import RequestError, SettingsError, shown
 from dlm_sglang.param_table import FIELD_BY_NAME, MIN_BLOCK_LENGTH, MODE_ALIASES, MODES_TO_COME, GenerationMode
 
 __all__ = [
+    "DENOISING_KEY",
     "FLAT_KEY",
     "DecodeParams",
     "GenerationMode",
@@ -26,8 +27,12 @@ __all__ = [
 ]
 
 FLAT_KEY = "dlm"
+# Under this name provisional blocks travel from the worker to the HTTP process, and clients get them.
+DENOISING_KEY = "dlm_denoising"
 # Longer than any parameter with a few letters too many.
 _LONGEST_MISSPELLING = 64
+# SGLang's own field, which reads like `stream_denoising`.
+_SPELT_RIGHT = frozenset({"stream_reasoning"})
 Scalar = bool | int | float | str
 
 
@@ -71,6 +76,7 @@ class DecodeParams:
         block_length: 1 in autoregressive mode.
         max_denoising_steps: 0 in autoregressive mode, 1 in self-speculation without draft threshold.
         confidence_threshold: None spreads masks evenly over the steps; None outside diffusion mode.
+        stream_denoising: the client of this stream watches its blocks; False in autoregressive mode.
     """
 
     mode: GenerationMode
@@ -79,6 +85,7 @@ class DecodeParams:
     confidence_threshold: float | None = None
     draft_threshold: float = 0.0
     seeded_blocks: bool = True
+    stream_denoising: bool = False
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object], limits: ServerLimits) -> DecodeParams:
@@ -93,11 +100,15 @@ class DecodeParams:
                 raise unknown_field(name)
         sent = {name: value for name, value in fields.items() if value is not None or FIELD_BY_NAME[name].nullable}
         mode = parse_mode(sent.pop("generation_mode", limits.default_mode))
+        if sent.get("stream_denoising") is False:
+            # Nothing to honour, in any mode.
+            del sent["stream_denoising"]
         for name, value in sent.items():
             if mode not in FIELD_BY_NAME[name].modes:
                 raise _not_honoured(name, value, mode)
         if mode is GenerationMode.AUTOREGRESSIVE:
             return cls(mode, block_length=1, max_denoising_steps=0)
+        watched = _boolean(sent, "stream_denoising", default=False)
         block_length = _integer(
             sent, "block_length", MIN_BLOCK_LENGTH, limits.max_block_length, limits.default_block_length
         )
@@ -108,6 +119,7 @@ class DecodeParams:
                 _integer(sent, "max_denoising_steps", 1, block_length, block_length),
                 _confidence_threshold(sent, limits.default_confidence_threshold),
                 seeded_blocks=_boolean(sent, "seeded_blocks", default=True),
+                stream_denoising=watched,
             )
         draft_threshold = _number(sent, "draft_threshold", limits.default_draft_threshold)
         if draft_threshold > 0:
@@ -116,10 +128,13 @@ class DecodeParams:
             raise _not_honoured("max_denoising_steps", sent["max_denoising_steps"], mode)
         else:
             steps = 1
-        return cls(mode, block_length, steps, draft_threshold=draft_threshold)
+        return cls(mode, block_length, steps, draft_threshold=draft_threshold, stream_denoising=watched)
 
     def to_flat(self) -> dict[str, Scalar]:
-        """The form that crosses to the worker: scalars only; a `confidence_threshold` of None is left out."""
+        """The form that crosses to the worker: scalars only; a `confidence_threshold` of None is left out.
+
+        So is a `stream_denoising` of False.
+        """
         flat: dict[str, Scalar] = {
             "generation_mode": self.mode.value,
             "block_length": self.block_length,
@@ -129,6 +144,8 @@ class DecodeParams:
         }
         if self.confidence_threshold is not None:
             flat["confidence_threshold"] = self.confidence_threshold
+        if self.stream_denoising:
+            flat["stream_denoising"] = True
         return flat
 
     @classmethod
@@ -175,7 +192,7 @@ def closest_field(name: str) -> str | None:
 
     Every key of every request is asked about, and clients send the same ones again and again.
     """
-    if len(name) > _LONGEST_MISSPELLING:
+    if len(name) > _LONGEST_MISSPELLING or name in _SPELT_RIGHT:
         return None
     near = difflib.get_close_matches(name.lower(), FIELD_BY_NAME, n=1, cutoff=0.75)
     return near[0] if near else None

@@ -11,6 +11,7 @@ from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 
 from dlm_sglang.decode.layout import RoundLayout
 from dlm_sglang.decode.round import RoundInputs
+from dlm_sglang.decode.watch import Watch
 
 
 class DlmRoundState(SpecInput):
@@ -19,6 +20,7 @@ class DlmRoundState(SpecInput):
     Attributes:
         max_block_length: longest block of any row, for bounds.
         layout: of the batch's rounds, kept until a request joins or leaves; None before it is made.
+        watch: the rows whose denoising is streamed, made with the layout; None where there are none.
         may_cut: some row is so near the context's end that its block may not fit.
         max_kv_len: upper bound of any row's keys in the coming round.
         future_indices: set by SGLang's overlapped loop; `DlmFutureMap` goes by the batch's own slots.
@@ -30,10 +32,11 @@ class DlmRoundState(SpecInput):
     # What SGLang's relay between overlapped iterations would carry for other algorithms.
     bonus_tokens = topk_p = topk_index = hidden_states = dsa_topk_indices = None
 
-    def __init__(self, max_block_length: int, layout: RoundLayout | None = None) -> None:
+    def __init__(self, max_block_length: int, layout: RoundLayout | None = None, watch: Watch | None = None) -> None:
         super().__init__(SpecInputType.UNO_STATE)
         self.max_block_length = max_block_length
         self.layout = layout
+        self.watch = watch
         self.may_cut = False
         self.max_kv_len = 0
 

@@ -26,6 +26,8 @@ class RequestState:
         stats: what was done for it so far, across retractions.
         num_pending_tokens: most tokens that rounds launched and not yet accounted for may emit.
         num_scratch_tokens: tokens emitted in the last round whose KV was never committed.
+        is_watched: its stream tells of each denoise forward.
+        block: what the last round left to tell, on its way to the stream (see `decode/watch.py`).
     """
 
     policy: DecodePolicy
@@ -33,6 +35,8 @@ class RequestState:
     stats: DecodeStats = field(default_factory=DecodeStats)
     num_pending_tokens: int = 0
     num_scratch_tokens: int = 0
+    is_watched: bool = False
+    block: dict[str, Any] | None = None
 
 
 def request_state(req: Any, limits: ServerLimits, context_length: int) -> RequestState:
@@ -43,16 +47,20 @@ def request_state(req: Any, limits: ServerLimits, context_length: int) -> Reques
     """
     state: RequestState | None = getattr(req, "dlm", None)
     if state is None:
-        state = RequestState(_policy(req, limits), context_length)
+        params = _params(req, limits)
+        state = RequestState(_policy(req, params), context_length, is_watched=params.stream_denoising)
         req.dlm = state
     return state
 
 
-def _policy(req: Any, limits: ServerLimits) -> DecodePolicy:
-    sampling = req.sampling_params
-    custom: Mapping[str, Any] = sampling.custom_params or {}
+def _params(req: Any, limits: ServerLimits) -> DecodeParams:
+    custom: Mapping[str, Any] = req.sampling_params.custom_params or {}
     flat = custom.get(FLAT_KEY)
-    params = DecodeParams.from_fields({}, limits) if flat is None else DecodeParams.from_flat(flat, limits)
+    return DecodeParams.from_fields({}, limits) if flat is None else DecodeParams.from_flat(flat, limits)
+
+
+def _policy(req: Any, params: DecodeParams) -> DecodePolicy:
+    sampling = req.sampling_params
     # SGLang turns temperature 0 into top_k 1 at temperature 1.
     is_greedy = sampling.top_k == _GREEDY_TOP_K or sampling.temperature == 0
     seed = sampling.sampling_seed

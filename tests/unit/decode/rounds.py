@@ -13,12 +13,13 @@ from dlm_sglang.decode.policy import DecodePolicy
 from dlm_sglang.decode.round import advance_round, plan_round
 from dlm_sglang.decode.state import BlockState
 from dlm_sglang.decode.stats import DecodeStats
+from dlm_sglang.decode.watch import make_watch, provisional_block
 from dlm_sglang.reference.sequence import TriModeModel
 
 
 @dataclass
 class Row:
-    """One request: `tokens` are cached, `output` is what was emitted."""
+    """One request: `tokens` are cached, `output` is what was emitted, `blocks` what a watched row's stream tells."""
 
     policy: DecodePolicy
     prompt: list[int]
@@ -26,6 +27,8 @@ class Row:
     output: list[int] = field(default_factory=list)
     stats: DecodeStats = field(default_factory=DecodeStats)
     is_finished: bool = False
+    is_watched: bool = False
+    blocks: list[dict[str, object]] = field(default_factory=list)
 
     def emit(self, token_ids: list[int]) -> None:
         for token_id in token_ids:
@@ -136,11 +139,16 @@ def _round(
         begin += width
     inputs_by_row = inputs.input_ids[:begin].split(widths)
     outputs = advance_round(state, inputs, logits)
+    watch = make_watch([rows[slot].is_watched for slot in slots[: len(widths)]], "cpu")
+    blocks = [] if watch is None else watch.look(state, torch.tensor(slots)).tolist()
+    looked = dict(zip(watch.rows if watch else (), blocks, strict=True))
     for index, (slot, input_ids) in enumerate(zip(slots, inputs_by_row, strict=False)):
         row, accepted = rows[slot], int(outputs.accept_lens[index])
         if row.is_finished:
             continue
         is_denoise = outputs.is_denoise is not None and bool(outputs.is_denoise[index])
+        if index in looked and is_denoise and accepted == 0:
+            row.blocks.append(provisional_block(looked[index], row.policy, len(row.output)))
         row.stats.count_round(is_denoise=is_denoise, accept_len=accepted)
         row.emit(outputs.token_ids[index, :accepted].tolist())
         assert not is_denoise or accepted == 0 or row.is_finished, "scratch KV would be committed"

@@ -72,6 +72,10 @@ bench-frontend: setup ## measure what our HTTP layer adds to a request
 fuzz: setup-dev ## send 10000 requests made from the OpenAPI schema; nothing may break
 	DLM_FUZZ_CASES=10000 DLM_FUZZ_SECONDS=7200 $(BIN)/python -m pytest -s tests/e2e/test_fuzz.py $(ARGS)
 
+.PHONY: json-schemas
+json-schemas: setup ## send 2000 requests under JSON schemas; every answer must follow its schema
+	@exec $(BIN)/python -m dlm_sglang.measure.json_schemas $(ARGS)
+
 .PHONY: eval
 eval: setup ## score the bundled checkpoint on held-out prompts
 	@exec $(BIN)/python -m dlm_sglang.bundled.evaluate $(ARGS)

@@ -109,5 +109,14 @@ FIELDS: tuple[Field, ...] = (
         frozenset(GenerationMode),
         "tokens after which a thought that the prompt leaves open is ended by `</think>`",
     ),
+    Field(
+        "stream_denoising",
+        "boolean",
+        "true or false",
+        "false",
+        _BLOCKWISE,
+        "the stream also tells of each block as it stands after every denoise forward (docs/streaming.md)",
+        condition="only with `stream`",
+    ),
 )
 FIELD_BY_NAME: Mapping[str, Field] = {field.name: field for field in FIELDS}

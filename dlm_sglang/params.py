@@ -15,6 +15,7 @@ from dlm_sglang.errors import RequestError, SettingsError, shown
 from dlm_sglang.param_table import FIELD_BY_NAME, MIN_BLOCK_LENGTH, MODE_ALIASES, MODES_TO_COME, GenerationMode
 
 __all__ = [
+    "DENOISING_KEY",
     "FLAT_KEY",
     "DecodeParams",
     "GenerationMode",
@@ -26,9 +27,13 @@ __all__ = [
 ]
 
 FLAT_KEY = "dlm"
+# Under this name provisional blocks travel from the worker to the HTTP process, and clients get them.
+DENOISING_KEY = "dlm_denoising"
 # Longer than any parameter with a few letters too many.
 _LONGEST_MISSPELLING = 64
 _MOST_THINKING_TOKENS = 1 << 30
+# SGLang's own field, which reads like `stream_denoising`.
+_SPELT_RIGHT = frozenset({"stream_reasoning"})
 Scalar = bool | int | float | str
 
 
@@ -73,6 +78,7 @@ class DecodeParams:
         max_denoising_steps: 0 in autoregressive mode, 1 in self-speculation without draft threshold.
         confidence_threshold: None spreads masks evenly over the steps; None outside diffusion mode.
         max_thinking_tokens: None lets thoughts end by themselves.
+        stream_denoising: the client of this stream watches its blocks; False in autoregressive mode.
     """
 
     mode: GenerationMode
@@ -82,6 +88,7 @@ class DecodeParams:
     draft_threshold: float = 0.0
     seeded_blocks: bool = True
     max_thinking_tokens: int | None = None
+    stream_denoising: bool = False
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object], limits: ServerLimits) -> DecodeParams:
@@ -96,6 +103,9 @@ class DecodeParams:
                 raise unknown_field(name)
         sent = {name: value for name, value in fields.items() if value is not None or FIELD_BY_NAME[name].nullable}
         mode = parse_mode(sent.pop("generation_mode", limits.default_mode))
+        if sent.get("stream_denoising") is False:
+            # Nothing to honour, in any mode.
+            del sent["stream_denoising"]
         for name, value in sent.items():
             if mode not in FIELD_BY_NAME[name].modes:
                 raise _not_honoured(name, value, mode)
@@ -104,6 +114,7 @@ class DecodeParams:
             thinking = _integer(sent, "max_thinking_tokens", 0, _MOST_THINKING_TOKENS, 0)
         if mode is GenerationMode.AUTOREGRESSIVE:
             return cls(mode, block_length=1, max_denoising_steps=0, max_thinking_tokens=thinking)
+        watched = _boolean(sent, "stream_denoising", default=False)
         block_length = _integer(
             sent, "block_length", MIN_BLOCK_LENGTH, limits.max_block_length, limits.default_block_length
         )
@@ -115,6 +126,7 @@ class DecodeParams:
                 _confidence_threshold(sent, limits.default_confidence_threshold),
                 seeded_blocks=_boolean(sent, "seeded_blocks", default=True),
                 max_thinking_tokens=thinking,
+                stream_denoising=watched,
             )
         draft_threshold = _number(sent, "draft_threshold", limits.default_draft_threshold)
         if draft_threshold > 0:
@@ -123,10 +135,17 @@ class DecodeParams:
             raise _not_honoured("max_denoising_steps", sent["max_denoising_steps"], mode)
         else:
             steps = 1
-        return cls(mode, block_length, steps, draft_threshold=draft_threshold, max_thinking_tokens=thinking)
+        return cls(
+            mode,
+            block_length,
+            steps,
+            draft_threshold=draft_threshold,
+            max_thinking_tokens=thinking,
+            stream_denoising=watched,
+        )
 
     def to_flat(self) -> dict[str, Scalar]:
-        """The form that crosses to the worker: scalars only; what is None is left out."""
+        """The form that crosses to the worker: scalars; what is None, or a `stream_denoising` of False, is left out."""
         flat: dict[str, Scalar] = {
             "generation_mode": self.mode.value,
             "block_length": self.block_length,
@@ -138,6 +157,8 @@ class DecodeParams:
             flat["confidence_threshold"] = self.confidence_threshold
         if self.max_thinking_tokens is not None:
             flat["max_thinking_tokens"] = self.max_thinking_tokens
+        if self.stream_denoising:
+            flat["stream_denoising"] = True
         return flat
 
     @classmethod
@@ -184,7 +205,7 @@ def closest_field(name: str) -> str | None:
 
     Every key of every request is asked about, and clients send the same ones again and again.
     """
-    if len(name) > _LONGEST_MISSPELLING:
+    if len(name) > _LONGEST_MISSPELLING or name in _SPELT_RIGHT:
         return None
     near = difflib.get_close_matches(name.lower(), FIELD_BY_NAME, n=1, cutoff=0.75)
     return near[0] if near else None

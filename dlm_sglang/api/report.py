@@ -8,7 +8,7 @@ into the response bytes, so that nothing of SGLang's response is parsed and writ
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 
 import orjson
@@ -28,11 +28,14 @@ class Collector:
 
     Attributes:
         refusal: the error that SGLang was given as a ValueError, whose text is all that SGLang would tell of it.
+        show_block: puts a block that is still denoised into the response: choice index, request id, block. None where
+            SGLang's own output has the blocks.
     """
 
     def __init__(self) -> None:
         self._by_index: dict[int, Stats] = {}
         self.refusal: RequestError | None = None
+        self.show_block: Callable[[int, str, dict[str, object]], Awaitable[None]] | None = None
 
     def record(self, index: int, stats: Stats) -> None:
         """Keep what the worker reported for a finished choice."""

@@ -8,16 +8,17 @@ import orjson
 
 from dlm_sglang.api import report
 from dlm_sglang.api.asgi import EVENTS, JSON, Headers, Message, Send, body_of, header, headers, with_length
+from dlm_sglang.api.denoising import Block, chunk_like, is_chat_chunk
 from dlm_sglang.api.errors import error_body, reshaped, retry_headers, status_of
 
 
 class Reporter:
-    """A `send` that puts the statistics into a successful response and gives errors OpenAI's shape.
+    """A `send` that puts the statistics and blocks into a successful response and gives errors OpenAI's shape.
 
     Args:
         send: where the response goes.
         current: what is known of the request by the time a part of the response passes.
-        tells_what_ran: add the statistics; `/generate` has them in `meta_info` already.
+        tells_what_ran: add the statistics and blocks; `/generate` has them in `meta_info` already.
     """
 
     def __init__(self, send: Send, current: report.Collector, *, tells_what_ran: bool = True) -> None:
@@ -27,6 +28,10 @@ class Reporter:
         self._held: Message | None = None
         self._parts: list[bytes] = []
         self._is_stream = False
+        self._first_event = b""
+        self._early_blocks: list[tuple[int, str, Block]] = []
+        if tells_what_ran:
+            current.show_block = self.show_block
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -41,7 +46,8 @@ class Reporter:
                 return
         elif message["type"] == "http.response.body":
             if self._is_stream:
-                message["body"] = report.add_to_events(body_of(message), self._current)
+                body = report.add_to_events(body_of(message), self._current)
+                message["body"] = body if self._first_event else self._begun(body)
             elif self._held is not None:
                 self._parts.append(body_of(message))
                 if message.get("more_body"):
@@ -49,6 +55,22 @@ class Reporter:
                 await self._send_held(self._held, b"".join(self._parts))
                 return
         await self._send(message)
+
+    async def show_block(self, index: int, request_id: str, block: Block) -> None:
+        """Send an event of a block that is still denoised, or keep it until the stream begins."""
+        if not self._first_event:
+            self._early_blocks.append((index, request_id, block))
+            return
+        event = chunk_like(self._first_event, index, request_id, block)
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    def _begun(self, body: bytes) -> bytes:
+        """The stream's first piece, with the blocks that came before its text: a chat's first chunk has none yet."""
+        self._first_event = body.partition(b"\n\n")[0]
+        if not self._early_blocks:
+            return body
+        early = b"".join(chunk_like(self._first_event, *block) for block in self._early_blocks)
+        return body + early if is_chat_chunk(self._first_event) else early + body
 
     async def _send_held(self, start: Message, body: bytes) -> None:
         status = start.get("status")

@@ -8,8 +8,8 @@ numbers are a function of (seed, position, step), see `sampling`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -62,6 +62,21 @@ class OracleParams:
 
 
 @dataclass(frozen=True)
+class DenoiseStep:
+    """A block after one of its denoise forwards.
+
+    Attributes:
+        step: which one, from 1 on.
+        begin: place in the output of the block's first position, its seed's where it has one.
+        canvas: the block's tokens, None where masked.
+    """
+
+    step: int
+    begin: int
+    canvas: Canvas
+
+
+@dataclass(frozen=True)
 class OracleResult:
     """What one request gave and what it cost; the prefill forward is not counted.
 
@@ -72,6 +87,7 @@ class OracleResult:
         num_blocks: blocks begun; an autoregressive block is one token.
         accept_lens: output tokens that each block added, after the cut. In all modes but unseeded diffusion
             the first output token comes from the prefill, so they sum to `len(token_ids) - 1`.
+        steps: what each denoise forward left.
     """
 
     token_ids: list[int]
@@ -81,6 +97,7 @@ class OracleResult:
     num_commit_forwards: int
     num_blocks: int
     accept_lens: list[int]
+    steps: list[DenoiseStep] = field(default_factory=list, repr=False)
 
 
 def decode(
@@ -125,6 +142,8 @@ class _Request:
         self.output: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.accept_lens: list[int] = []
+        self.prompt_len = prompt_len
+        self.steps: list[DenoiseStep] = []
 
     def emit(self, token_ids: Iterable[int | None]) -> None:
         """Append to the output up to the first EOS or the limit, and finish there; an EOS at the limit is a stop."""
@@ -137,6 +156,12 @@ class _Request:
                 self.finish_reason = "stop"
             elif len(self.output) == self.max_output_len:
                 self.finish_reason = "length"
+
+    def fill(self, canvas: Canvas, picks: Mapping[int, int], step: int) -> None:
+        """Put tokens into a block, as a denoise forward does."""
+        for i, token_id in picks.items():
+            canvas[i] = token_id
+        self.steps.append(DenoiseStep(step, self.sequence.cached_len - self.prompt_len, list(canvas)))
 
     def next_block_length(self) -> int:
         """`block_length`, less only where the context ends; `max_new_tokens` does not shorten a block."""
@@ -170,6 +195,7 @@ class _Request:
             num_commit_forwards=num_commit_forwards,
             num_blocks=len(self.accept_lens),
             accept_lens=self.accept_lens,
+            steps=self.steps,
         )
 
 
@@ -221,8 +247,7 @@ def _denoise_block(request: _Request, canvas: Canvas) -> None:
             chosen = most_confident_first(confidences)[:num_to_fill]
         else:
             chosen = confident_or_best(confidences, params.confidence_threshold)
-        for i in chosen:
-            canvas[i] = picks[i]
+        request.fill(canvas, {i: picks[i] for i in chosen}, step)
 
 
 def _self_speculation(request: _Request, prefill_row: Tensor) -> None:
@@ -255,8 +280,7 @@ def _draft_block(request: _Request, canvas: Canvas) -> None:
             return
         picks, confidences = _propose(request, canvas, step, draft=True)
         chosen = list(picks) if step == num_steps else confident_or_best(confidences, params.draft_threshold)
-        for i in chosen:
-            canvas[i] = picks[i]
+        request.fill(canvas, {i: picks[i] for i in chosen}, step)
 
 
 def _propose(

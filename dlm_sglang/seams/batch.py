@@ -12,6 +12,7 @@ from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 from dlm_sglang.decode.controlled import RoundControls
 from dlm_sglang.decode.layout import RoundLayout
 from dlm_sglang.decode.round import RoundInputs
+from dlm_sglang.decode.watch import Watch
 
 
 class DlmRoundState(SpecInput):
@@ -21,6 +22,7 @@ class DlmRoundState(SpecInput):
         max_block_length: longest block of any row, for bounds.
         layout: of the batch's rounds, kept until a request joins or leaves; None before it is made.
         controls: what some rows ask for beyond sampling, as long-lived as the layout; None if nothing.
+        watch: the rows whose denoising is streamed, made with the layout; None where there are none.
         may_cut: some row is so near the context's end that its block may not fit.
         max_kv_len: upper bound of any row's keys in the coming round.
         future_indices: set by SGLang's overlapped loop; `DlmFutureMap` goes by the batch's own slots.
@@ -33,12 +35,17 @@ class DlmRoundState(SpecInput):
     bonus_tokens = topk_p = topk_index = hidden_states = dsa_topk_indices = None
 
     def __init__(
-        self, max_block_length: int, layout: RoundLayout | None = None, controls: RoundControls | None = None
+        self,
+        max_block_length: int,
+        layout: RoundLayout | None = None,
+        controls: RoundControls | None = None,
+        watch: Watch | None = None,
     ) -> None:
         super().__init__(SpecInputType.UNO_STATE)
         self.max_block_length = max_block_length
         self.layout = layout
         self.controls = controls
+        self.watch = watch
         self.may_cut = False
         self.max_kv_len = 0
 

@@ -15,7 +15,7 @@ from functools import cache
 from http import HTTPStatus
 from typing import Any
 
-from dlm_sglang.api import infill, report
+from dlm_sglang.api import denoising, infill, report
 from dlm_sglang.api.errors import overloaded
 from dlm_sglang.api.front import Front
 from dlm_sglang.api.metrics import ABORTED, Metrics
@@ -23,7 +23,8 @@ from dlm_sglang.api.size import check_prompt, sized
 from dlm_sglang.api.translate import all_seeded, modes_of, translate_sampling
 from dlm_sglang.api.unsupported import REFUSALS, Surface, refuse_unsupported
 from dlm_sglang.errors import RequestError
-from dlm_sglang.params import FLAT_KEY
+from dlm_sglang.params import DENOISING_KEY, FLAT_KEY
+from dlm_sglang.seams.http_denoising import note_block, with_blocks
 from dlm_sglang.seams.names import ALGORITHM
 from dlm_sglang.settings import DecodeSettings, FrontSettings
 
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 _metrics: list[Metrics] = []
 # What OpenAI's API takes where a completion says no max_tokens.
 _DEFAULT_GAP = 16
+_OUR_KEYS = (report.STATS_KEY, DENOISING_KEY)
 _STUMBLES = (AssertionError, AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError)
 
 
@@ -100,7 +102,10 @@ async def generate_request(original: Callable[..., Any], manager: Any, obj: Any,
     with counted:
         async with aclosing(original(manager, obj, request)) as outputs:
             is_first = True
-            async for output in _prepared(outputs, obj) if at is not None else outputs:
+            shown = _prepared(outputs, obj) if at is not None else outputs
+            if at is not None and isinstance(obj, GenerateReqInput) and denoising.is_watched(obj.sampling_params):
+                shown = with_blocks(shown, manager.tokenizer)
+            async for output in shown:
                 if at is not None and is_first and _is_overloaded(output):
                     # A stream would begin with 200 and then hold an error.
                     raise report.refuse(overloaded(output["meta_info"]["finish_reason"]["message"]))
@@ -162,10 +167,11 @@ def validate_one_request(original: Callable[..., None], manager: Any, obj: Any, 
 def update_request_meta_info(
     original: Callable[..., None], manager: Any, meta_info: Any, state: Any, info: Any, index: int, reason: Any
 ) -> None:
-    """Put the worker's statistics into `meta_info` whole: SGLang would keep them as a list per token."""
-    reported = info.get(report.STATS_KEY)
-    rest = {key: values for key, values in info.items() if key != report.STATS_KEY}
+    """Put the worker's statistics and blocks into `meta_info` whole: SGLang would keep them as a list per token."""
+    reported, blocks = info.get(report.STATS_KEY), info.get(DENOISING_KEY)
+    rest = {key: values for key, values in info.items() if key not in _OUR_KEYS}
     original(manager, meta_info, state, rest, index, reason)
+    note_block(meta_info, state, None if blocks is None else blocks[index])
     stats = reported[index][-1] if reported and reported[index] else None
     if stats:
         meta_info[report.STATS_KEY] = stats
@@ -222,6 +228,7 @@ def _translate_internal(obj: Any, at: Front, manager: Any) -> None:
             _resolve_infill(one, manager)
     native = {name: getattr(obj, name, None) for name in _NATIVE_NAMES}
     refuse_unsupported(native, Surface.NATIVE, modes_of(sampling), is_seeded=all_seeded(sampling))
+    denoising.require_stream(sampling, is_stream=bool(obj.stream))
     obj.sampling_params = sized(sampling, at.settings.max_output_tokens)
 
 

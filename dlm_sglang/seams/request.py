@@ -30,6 +30,8 @@ class RequestState:
         num_scratch_tokens: tokens emitted in the last round whose KV was never committed.
         controls: what the request asks for beyond sampling, or None.
         history: what its controls remember of its output; made anew by each prefill.
+        is_watched: its stream tells of each denoise forward.
+        block: what the last round left to tell, on its way to the stream (see `decode/watch.py`).
     """
 
     policy: DecodePolicy
@@ -39,6 +41,8 @@ class RequestState:
     num_scratch_tokens: int = 0
     controls: Controls | None = None
     history: History | None = None
+    is_watched: bool = False
+    block: dict[str, Any] | None = None
 
 
 def request_state(req: Any, limits: ServerLimits, context_length: int) -> RequestState:
@@ -52,7 +56,8 @@ def request_state(req: Any, limits: ServerLimits, context_length: int) -> Reques
         params = _params(req, limits)
         stop_ids = _stop_ids(req)
         controls = controls_of(req, params, stop_ids)
-        state = RequestState(_policy(req, params, stop_ids, controls), context_length, controls=controls)
+        policy = _policy(req, params, stop_ids, controls)
+        state = RequestState(policy, context_length, controls=controls, is_watched=params.stream_denoising)
         req.dlm = state
     return state
 

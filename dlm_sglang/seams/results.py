@@ -12,7 +12,8 @@ from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.utils.common import async_d2h
 
 from dlm_sglang.decode.logprobs import RoundLogprobs
-from dlm_sglang.params import FLAT_KEY
+from dlm_sglang.decode.watch import Watch, provisional_block
+from dlm_sglang.params import DENOISING_KEY, FLAT_KEY
 from dlm_sglang.seams.logprobs import give_round_logprobs
 
 
@@ -23,10 +24,14 @@ class DlmRoundResult(GenerationBatchResult):
     Attributes:
         is_denoise: `[R]` bool, the round was a denoise forward for the row; None where no row could be one.
         logprobs: of the rows that return them, or None.
+        watch: the rows whose denoising is streamed; None where there are none.
+        watched_blocks: their blocks as the round left them, see `Watch.look`.
     """
 
     is_denoise: torch.Tensor | None = None
     logprobs: RoundLogprobs | None = None
+    watch: Watch | None = None
+    watched_blocks: torch.Tensor | None = None
 
     def copy_to_cpu(self, return_logprob: bool, return_hidden_states: bool = True) -> None:
         """Start the copies that result processing waits for, one iteration later when loops overlap."""
@@ -39,6 +44,8 @@ class DlmRoundResult(GenerationBatchResult):
                 if isinstance(value, torch.Tensor)
             }
             self.logprobs = self.logprobs._replace(**on_host)
+        if self.watched_blocks is not None:
+            self.watched_blocks = async_d2h(self.watched_blocks)
         super().copy_to_cpu(return_logprob, return_hidden_states)
 
 
@@ -62,7 +69,23 @@ def account_round(original: Callable[..., None], processor: Any, batch: Any, res
             state.stats.count_round(is_denoise=denoised, accept_len=accepted)
             state.num_scratch_tokens = accepted if denoised else 0
             state.num_pending_tokens -= state.policy.block_length
+        if result.watch is not None and result.watched_blocks is not None:
+            _note_blocks(batch.reqs, result.watch, result.watched_blocks.tolist(), is_denoise, accept_lens)
     original(processor, batch, result)
+
+
+def _note_blocks(
+    reqs: list[Any], watch: Watch, blocks: list[list[int]], is_denoise: list[bool], accept_lens: list[int]
+) -> None:
+    """Keep what each watched row's stream is to tell of this round; called before the round's tokens are appended.
+
+    A row that emitted has begun its next block, of which there is nothing to tell yet.
+    """
+    for row, values in zip(watch.rows, blocks, strict=True):
+        req = reqs[row]
+        goes_on = is_denoise[row] and accept_lens[row] == 0 and not req.finished() and not req.is_retracted
+        state = req.dlm
+        state.block = provisional_block(values, state.policy, len(req.output_ids)) if goes_on else None
 
 
 def hold_emissions(original: Callable[..., None], processor: Any, batch: Any, result: Any) -> None:
@@ -88,24 +111,41 @@ def skip_silent_rounds(original: Callable[..., None], req: Any, new_accepted_len
 
 
 class DlmOutputStreamer(SchedulerOutputStreamer):
-    """Streams rows that have something to say, and adds the statistics of finished requests."""
+    """Streams rows that have something to say; adds the statistics of finished requests, the blocks of watched ones."""
 
     has_additional_customized_info: ClassVar[bool] = True
 
     def stream_output(self, reqs: list[Any], return_logprob: bool, skip_req: Any = None) -> None:
         """Leave out rows that only denoised: SGLang would send each of them an empty event per round."""
-        speaking = [req for req in reqs if req.finished() or len(req.output_ids) > req.send_token_offset]
+        speaking = [
+            req
+            for req in reqs
+            if req.finished() or len(req.output_ids) > req.send_token_offset or _block(req) is not None
+        ]
         # Named base: a slotted dataclass is a new class, which zero-argument super() does not know.
         SchedulerOutputStreamer.stream_output(self, speaking, return_logprob, skip_req)
 
     def build_additional_customized_info(self, reqs: list[Any]) -> dict[str, list[Any]]:
-        """One list per request: empty until it finished, then its statistics."""
-        return {FLAT_KEY: [_report(req) for req in reqs]}
+        """By name, one value per request: a list with its statistics once it finished; its watched block or None."""
+        told: dict[str, list[Any]] = {FLAT_KEY: [_report(req) for req in reqs]}
+        blocks = [_block(req) for req in reqs]
+        if any(block is not None for block in blocks):
+            told[DENOISING_KEY] = blocks
+            for req, block in zip(reqs, blocks, strict=True):
+                if block is not None:
+                    req.dlm.block = None
+        return told
 
 
 def output_streamer_class(result: type, *_args: Any, **_kwargs: Any) -> type:
     """Replace SGLang's streamer class by ours, unless another plugin already did."""
     return DlmOutputStreamer if result is SchedulerOutputStreamer else result
+
+
+def _block(req: Any) -> dict[str, Any] | None:
+    """What a watched request's stream is to tell of its last round."""
+    state = getattr(req, "dlm", None)
+    return None if state is None or req.finished() else state.block
 
 
 def _report(req: Any) -> list[dict[str, Any]]:

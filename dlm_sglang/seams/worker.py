@@ -18,6 +18,7 @@ from dlm_sglang.decode.controlled import choose_controlled_seeds
 from dlm_sglang.decode.layout import make_layout
 from dlm_sglang.decode.round import RoundOutputs
 from dlm_sglang.decode.state import BlockState
+from dlm_sglang.decode.watch import make_watch
 from dlm_sglang.params import GenerationMode
 from dlm_sglang.seams.batch import DlmRoundState
 from dlm_sglang.seams.check import require_seams
@@ -179,18 +180,23 @@ class DlmWorker(BaseSpecWorker):
         if carried.layout is None:
             carried.layout = make_layout([req.dlm.policy for req in batch.reqs], self.device)
             carried.controls = round_controls(batch.reqs, self.vocab_size, self.device)
+            carried.watch = make_watch([req.dlm.is_watched for req in batch.reqs], self.device)
         outputs = self._run_round(batch.req_pool_indices, batch.seq_lens, carried)
+        watch = carried.watch
         return DlmRoundResult(
             logits_output=LogitsProcessorOutput(next_token_logits=None),
             next_token_ids=outputs.token_ids.reshape(-1),
             accept_lens=outputs.accept_lens,
-            next_draft_input=DlmRoundState(self.limits.max_block_length, carried.layout, carried.controls),
+            next_draft_input=DlmRoundState(self.limits.max_block_length, carried.layout, carried.controls, watch),
             speculative_num_draft_tokens=outputs.token_ids.shape[1],
             # With SGLang's default of 1 a row that accepts nothing counts -1 correct drafts.
             num_non_draft_tokens_per_req=0,
             new_seq_lens=outputs.new_seq_lens,
             is_denoise=outputs.is_denoise,
             logprobs=outputs.logprobs,
+            watch=watch,
+            # Gathered now: the next round may be launched before this one's result is looked at.
+            watched_blocks=watch.look(self.state, batch.req_pool_indices) if watch and self.state else None,
         )
 
     def _run_round(self, slots: torch.Tensor, seq_lens: torch.Tensor, carried: DlmRoundState) -> RoundOutputs:

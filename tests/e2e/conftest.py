@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 import dlm_sglang
 from dlm_sglang.bundled.tasks import held_out_prompts
+from dlm_sglang.measure.json_schemas.drive import FLAGS as JSON_FLAGS
 from tests.e2e.asks import AUTOREGRESSIVE, DIFFUSIONS, SPECULATIONS, Ask
 from tests.e2e.oracle import Oracle
 from tests.e2e.server import Server, start_server
@@ -35,8 +36,7 @@ SERVED_NAME = "nld"
 FRONT_FLAGS = (
     *("--max-total-tokens", str(POOL_TOKENS), "--served-model-name", SERVED_NAME),
     *("--enable-metrics", "--reasoning-parser", "qwen3", "--tool-call-parser", "qwen25"),
-    # A model this small would fill an answer with the spaces that JSON allows anywhere.
-    "--constrained-json-disable-any-whitespace",
+    *JSON_FLAGS,
 )
 DIFFUSIONS_PER_PROMPT = 3
 # SGLang counts every KV slot after every round, not only when idle, and stops at the first one that is lost.

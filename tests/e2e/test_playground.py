@@ -17,15 +17,15 @@ DESKTOP, PHONE = (1280, 800), (390, 844)
 IDLE = "document.getElementById('send').hidden === false"
 NUM_COSTS = "document.querySelectorAll('.cost').length"
 ENTER, ESCAPE, TAB = ("Enter", 13), ("Escape", 27), ("Tab", 9)
-# What the server will stream with `stream_denoising`: a block at two steps, then its text.
+# What the server streams with `stream_denoising`, held in between: a block at two steps, then its text.
 DENOISING = """
 window.fetch = async () => {
-  const block = (tokens, final, step) => 'event: dlm.denoising\\ndata: ' + JSON.stringify(
-    { positions: [5, 3, 4], tokens, is_final: final, step }) + '\\n\\n';
+  const block = (tokens, final, step) => 'data: ' + JSON.stringify({ choices: [{ index: 0, delta: {} }],
+    dlm_denoising: { positions: [3, 4, 5], tokens, is_final: final, step } }) + '\\n\\n';
   const encoder = new TextEncoder();
   const body = new ReadableStream({ async start(controller) {
-    controller.enqueue(encoder.encode(block([null, 'The', null], [false, true, false], 1)));
-    controller.enqueue(encoder.encode(block([' sat', 'The', ' cat'], [false, true, true], 2)));
+    controller.enqueue(encoder.encode(block(['The', null, null], [true, false, false], 1)));
+    controller.enqueue(encoder.encode(block(['The', ' cat', ' sat'], [true, true, false], 2)));
     await new Promise((done) => { window.goOn = done; });
     controller.enqueue(encoder.encode('data: ' + JSON.stringify({ choices: [{ delta: { content: 'The cat sat' },
       finish_reason: 'stop' }], dlm: { tokens_per_forward: 1.5, num_forwards: 2 } }) + '\\n\\n'));
@@ -136,6 +136,50 @@ def test_a_block_is_shown_while_it_is_denoised_and_gone_afterwards(front_server:
         assert await page.value("document.querySelectorAll('.slot').length") == 0
 
     on_page(front_server, PHONE, steps)
+
+
+def test_the_real_server_shows_its_blocks_where_they_are_asked_for(front_server: Server) -> None:
+    """What was shown is counted while it is shown: on a small model it is gone in milliseconds."""
+    count = """
+      window.shown = [];
+      const denoise = Answer.prototype.denoise;
+      Answer.prototype.denoise = function (block) {
+        denoise.call(this, block);
+        const slots = [...document.querySelectorAll('.slot')].map((slot) => slot.className);
+        window.shown.push([this.lane.mode, block.step, ...slots]);
+      };
+    """
+
+    async def steps(page: Page) -> None:
+        await page.wait_for("!document.getElementById('denoising-field').hidden")
+        await page.value(count)
+        await page.value("document.querySelector('.confidence_threshold').value = '1'")
+        await page.value("document.getElementById('remember').checked = false")
+        await page.type("What is 15 + 69?")
+        await page.press(*ENTER)
+        await page.wait_for(f"{IDLE} && {NUM_COSTS} === 3")
+        shown = await page.value("window.shown")
+        diffusion = [told[1:] for told in shown if told[0] == "diffusion"]
+        assert [step for step, *_ in diffusion[:2]] == [1, 2]
+        assert diffusion[0].count("slot mask") > diffusion[1].count("slot mask") > 0
+        assert diffusion[0].count("slot final") >= 2
+        drafts = [told[2:] for told in shown if told[0] == "self_speculation"]
+        assert drafts[0][0] == "slot final"
+        assert set(drafts[0][1:]) == {"slot draft"}
+        assert "autoregressive" not in {mode for mode, *_ in shown}
+        answers = await page.value("[...document.querySelectorAll('.answer')].map((part) => part.textContent)")
+        assert all(answers)
+        assert answers[1] == answers[2]
+        assert await page.value("document.querySelectorAll('.slot').length") == 0
+        await page.value("window.shown = []; document.getElementById('denoising').click()")
+        await page.type("What is 15 + 69?")
+        await page.press(*ENTER)
+        await page.wait_for(f"{IDLE} && {NUM_COSTS} === 6")
+        assert await page.value("window.shown") == []
+        again = await page.value("[...document.querySelectorAll('.answer')].map((part) => part.textContent)")
+        assert again[3:] == again[:3]
+
+    on_page(front_server, DESKTOP, steps)
 
 
 def test_the_page_may_load_nothing_from_elsewhere(front_server: Server) -> None:

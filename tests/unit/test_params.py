@@ -149,6 +149,8 @@ def test_null_is_a_threshold_and_elsewhere_not_given() -> None:
             "max_denoising_steps",
             "parameter-out-of-range",
         ),
+        ({"stream_denoising": 1}, "stream_denoising", "parameter-type"),
+        ({"generation_mode": "ar", "stream_denoising": True}, "stream_denoising", "parameter-not-honoured"),
         ({"blok_length": 8}, "blok_length", "parameter-unknown"),
     ],
 )
@@ -156,6 +158,21 @@ def test_what_cannot_be_served_is_refused_by_name(fields: dict[str, object], par
     error = refusal(**fields)
     assert (error.param, error.code) == (param, code)
     assert param in error.message
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_denoising_that_is_not_streamed_is_as_good_as_left_out(mode: GenerationMode) -> None:
+    fields: dict[str, object] = {"generation_mode": mode}
+    assert DecodeParams.from_fields({**fields, "stream_denoising": False}, LIMITS) == DecodeParams.from_fields(
+        fields, LIMITS
+    )
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.DIFFUSION, GenerationMode.SELF_SPECULATION])
+def test_streamed_denoising_crosses_to_the_worker(mode: GenerationMode) -> None:
+    params = DecodeParams.from_fields({"generation_mode": mode, "stream_denoising": True}, LIMITS)
+    assert params.stream_denoising
+    assert DecodeParams.from_flat(params.to_flat(), LIMITS) == params
 
 
 def test_a_refusal_names_the_value_the_limit_and_the_way_out() -> None:
@@ -208,6 +225,8 @@ def test_limits_that_contradict_each_other_are_refused(limits: dict[str, float])
         ("generation-mode", "generation_mode"),
         ("confidence_treshold", "confidence_threshold"),
         ("seeded_block", "seeded_blocks"),
+        ("stream_denoise", "stream_denoising"),
+        ("stream_reasoning", None),
         ("temperature", None),
         ("max_tokens", None),
         ("model", None),

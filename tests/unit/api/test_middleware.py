@@ -204,6 +204,42 @@ def test_the_finishing_event_of_each_choice_carries_its_statistics() -> None:
     assert told[3] == "data: [DONE]"
 
 
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_a_block_is_an_event_among_those_of_sglang(is_chat: bool) -> None:
+    """One that comes before the stream has begun is behind the chunk of the role, or before the first text."""
+    name = "chat.completion.chunk" if is_chat else "text_completion"
+    first, last = (f'data: {{"object":"{name}","model":"m","number":{number}}}\n\n' for number in (1, 2))
+
+    async def body() -> AsyncIterator[str]:
+        current = report.collector.get()
+        assert current is not None and current.show_block is not None
+        await current.show_block(0, "early", {"step": 1})
+        yield first
+        await current.show_block(1, "late", {"step": 2})
+        yield last
+        yield "data: [DONE]\n\n"
+
+    response = StreamingResponse(body(), media_type="text/event-stream")
+    told = Server(response).client().post(CHAT, json={"stream": True}).text.split("\n\n")[:-1]
+    events = [json.loads(part.removeprefix("data: ")) for part in told[:-1]]
+    assert told[-1] == "data: [DONE]"
+    order = [event.get("number") or event["id"] for event in events]
+    assert order == ([1, "early", "late", 2] if is_chat else ["early", 1, "late", 2])
+    shown = next(event for event in events if event.get("id") == "late")
+    assert shown["dlm_denoising"] == {"step": 2}
+    assert (shown["object"], shown["model"], shown["choices"][0]["index"]) == (name, "m", 1)
+
+
+def test_generate_gets_no_events_of_ours() -> None:
+    async def body() -> AsyncIterator[str]:
+        current = report.collector.get()
+        assert current is not None and current.show_block is None
+        yield "data: [DONE]\n\n"
+
+    response = StreamingResponse(body(), media_type="text/event-stream")
+    assert Server(response).client().post("/generate", json={"text": "a"}).status_code == 200
+
+
 def test_text_that_looks_like_a_finish_reason_is_not_one() -> None:
     events = [event(0, None, '"finish_reason":"stop"'), "data: [DONE]\n\n"]
     told = stream(events, [{"index": 0, "meta_info": {"dlm": STATS}}])

@@ -15,12 +15,13 @@ from dlm_sglang.decode.policy import DecodePolicy
 from dlm_sglang.decode.round import advance_round, plan_round
 from dlm_sglang.decode.state import BlockState
 from dlm_sglang.decode.stats import DecodeStats
+from dlm_sglang.decode.watch import make_watch, provisional_block
 from dlm_sglang.reference.sequence import TriModeModel
 
 
 @dataclass
 class Row:
-    """One request: `tokens` are cached, `output` is what was emitted."""
+    """One request: `tokens` are cached, `output` is what was emitted, `blocks` what a watched row's stream tells."""
 
     policy: DecodePolicy
     prompt: list[int]
@@ -36,6 +37,9 @@ class Row:
     @property
     def controlled(self) -> ControlledRow:
         return ControlledRow(self.controls, self.history, self.matcher)
+
+    is_watched: bool = False
+    blocks: list[dict[str, object]] = field(default_factory=list)
 
     def emit(self, token_ids: list[int]) -> None:
         for token_id in token_ids:
@@ -160,11 +164,16 @@ def _round(
         begin += width
     inputs_by_row = inputs.input_ids[:begin].split(widths)
     outputs = advance_round(state, inputs, logits, controls)
+    watch = make_watch([rows[slot].is_watched for slot in slots[: len(widths)]], "cpu")
+    blocks = [] if watch is None else watch.look(state, torch.tensor(slots)).tolist()
+    looked = dict(zip(watch.rows if watch else (), blocks, strict=True))
     for index, (slot, input_ids) in enumerate(zip(slots, inputs_by_row, strict=False)):
         row, accepted = rows[slot], int(outputs.accept_lens[index])
         if row.is_finished:
             continue
         is_denoise = outputs.is_denoise is not None and bool(outputs.is_denoise[index])
+        if index in looked and is_denoise and accepted == 0:
+            row.blocks.append(provisional_block(looked[index], row.policy, len(row.output)))
         row.stats.count_round(is_denoise=is_denoise, accept_len=accepted)
         row.emit(outputs.token_ids[index, :accepted].tolist())
         if outputs.logprobs is not None and index in outputs.logprobs.rows:

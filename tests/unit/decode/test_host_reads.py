@@ -12,6 +12,7 @@ from dlm_sglang.decode.layout import RoundLayout, make_layout
 from dlm_sglang.decode.policy import DecodePolicy
 from dlm_sglang.decode.round import advance_round, plan_round
 from dlm_sglang.decode.state import BlockState
+from dlm_sglang.decode.watch import make_watch
 from dlm_sglang.seams.host_reads import HostReads
 from tests.unit.decode.policies import policies_of
 
@@ -40,12 +41,15 @@ def _run(policies: list[DecodePolicy], layout: RoundLayout, num_rounds: int, *, 
     state.admit(slots, policies, [1] * num_rows, torch.full((num_rows,), 5), seq_lens.tolist())
     slots = torch.nn.functional.pad(slots, (0, layout.num_rows - num_rows))
     seq_lens = torch.nn.functional.pad(seq_lens, (0, layout.num_rows - num_rows))
+    watch = make_watch([row % 2 == 0 for row in range(num_rows)], "cpu")
+    assert watch is not None
     generator = torch.Generator().manual_seed(random.randrange(1 << 30))
     with HostReads() as reads:
         for _ in range(num_rounds):
             inputs = plan_round(state, layout, slots, seq_lens, may_cut=may_cut)
             logits = torch.randn(layout.num_tokens, VOCAB, generator=generator) * 3
             seq_lens = advance_round(state, inputs, logits).new_seq_lens
+            watch.look(state, slots)
     return reads.places
 
 

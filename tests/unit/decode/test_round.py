@@ -10,7 +10,7 @@ import pytest
 from dlm_sglang.decode import choose
 from dlm_sglang.decode.policy import DecodePolicy, make_policy
 from dlm_sglang.params import DecodeParams, GenerationMode
-from dlm_sglang.reference.decoder import OracleParams, decode
+from dlm_sglang.reference.decoder import OracleParams, OracleResult, decode
 from dlm_sglang.reference.model import NldModel
 from tests.unit.decode.models import CONTEXT, MASK, VOCAB, random_model
 from tests.unit.decode.rounds import Row, run_rows
@@ -60,6 +60,25 @@ def _policy(drawn: dict[str, Any], stop_ids: tuple[int, ...]) -> DecodePolicy:
     return make_policy(params, stop_ids=stop_ids, **sampling)
 
 
+def _blocks(policy: DecodePolicy, expected: OracleResult) -> list[dict[str, object]]:
+    """What the stream of a watched request tells; the denoise forward that ends the request has no block to tell of."""
+    steps = expected.steps
+    if policy.accepts_whole_block and expected.num_commit_forwards < expected.num_blocks:
+        steps = steps[:-1]
+    return [
+        {
+            "step": step.step,
+            "positions": list(range(step.begin, step.begin + len(step.canvas))),
+            "token_ids": step.canvas,
+            "is_final": [
+                token_id is not None and (policy.accepts_whole_block or offset == 0)
+                for offset, token_id in enumerate(step.canvas)
+            ],
+        }
+        for step in steps
+    ]
+
+
 def _check(
     model: NldModel,
     requests: list[tuple[list[int], dict[str, Any]]],
@@ -70,7 +89,8 @@ def _check(
     for prompt, drawn in requests:
         # As SGLang does: the output limit never reaches past the context.
         limit = min(drawn["max_new_tokens"], CONTEXT - len(prompt))
-        rows.append(Row(_policy(drawn | {"max_new_tokens": limit}, stop_ids), prompt))
+        policy = _policy(drawn | {"max_new_tokens": limit}, stop_ids)
+        rows.append(Row(policy, prompt, is_watched=len(rows) % 3 != 1))
     run_rows(model, rows, CONTEXT, **how)
     for row, (prompt, drawn) in zip(rows, requests, strict=True):
         expected = decode(model, prompt, OracleParams(**drawn), set(stop_ids), CONTEXT)
@@ -79,6 +99,8 @@ def _check(
         assert row.stats.num_commit_forwards == expected.num_commit_forwards, drawn
         if row.stats.num_forwards:
             assert row.stats.num_blocks == expected.num_blocks, drawn
+        if row.is_watched:
+            assert row.blocks == _blocks(row.policy, expected), drawn
 
 
 @pytest.mark.parametrize("how", HOWS, ids=lambda how: "-".join(how) or "as they are")

@@ -18,13 +18,14 @@ class GenerationMode(StrEnum):
     AUTOREGRESSIVE = "autoregressive"
     DIFFUSION = "diffusion"
     SELF_SPECULATION = "self_speculation"
+    AUTO = "auto"
 
 
 MODE_ALIASES = {"ar": GenerationMode.AUTOREGRESSIVE}
-MODES_TO_COME = ("auto",)
 _DIFFUSION = frozenset({GenerationMode.DIFFUSION})
 _SELF_SPECULATION = frozenset({GenerationMode.SELF_SPECULATION})
 _BLOCKWISE = _DIFFUSION | _SELF_SPECULATION
+_AUTO = frozenset({GenerationMode.AUTO})
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,18 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "generation_mode",
         "string",
-        "`autoregressive` (or `ar`), `diffusion`, `self_speculation`",
+        "`autoregressive` (or `ar`), `diffusion`, `self_speculation`, `auto`",
         "the server's `default_generation_mode`",
         frozenset(GenerationMode),
-        "how tokens are produced",
+        "how tokens are produced; `auto` gives the tokens of `autoregressive`, by blocks whose length follows load",
     ),
     Field(
         "block_length",
         "integer",
         "2..{max_block_length}",
-        "the server's `default_block_length`",
-        _BLOCKWISE,
-        "positions decoded together, the seed token included",
+        "the server's `default_block_length`; in `auto` the longest that the server allows",
+        _BLOCKWISE | _AUTO,
+        "positions decoded together, the seed token included; in `auto` the longest that may be chosen",
     ),
     Field(
         "max_denoising_steps",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from dlm_sglang.errors import RequestError, SettingsError, shown
-from dlm_sglang.param_table import FIELD_BY_NAME, MIN_BLOCK_LENGTH, MODE_ALIASES, MODES_TO_COME, GenerationMode
+from dlm_sglang.param_table import FIELD_BY_NAME, MIN_BLOCK_LENGTH, MODE_ALIASES, GenerationMode
 
 __all__ = [
     "FLAT_KEY",
@@ -68,8 +68,8 @@ class DecodeParams:
     """The parameters of one request after defaults and checks.
 
     Attributes:
-        block_length: 1 in autoregressive mode.
-        max_denoising_steps: 0 in autoregressive mode, 1 in self-speculation without draft threshold.
+        block_length: 1 in autoregressive mode, the longest that may be chosen in `auto`.
+        max_denoising_steps: 0 in autoregressive mode, 1 in `auto` and in self-speculation without draft threshold.
         confidence_threshold: None spreads masks evenly over the steps; None outside diffusion mode.
     """
 
@@ -98,9 +98,10 @@ class DecodeParams:
                 raise _not_honoured(name, value, mode)
         if mode is GenerationMode.AUTOREGRESSIVE:
             return cls(mode, block_length=1, max_denoising_steps=0)
-        block_length = _integer(
-            sent, "block_length", MIN_BLOCK_LENGTH, limits.max_block_length, limits.default_block_length
-        )
+        default_length = limits.max_block_length if mode is GenerationMode.AUTO else limits.default_block_length
+        block_length = _integer(sent, "block_length", MIN_BLOCK_LENGTH, limits.max_block_length, default_length)
+        if mode is GenerationMode.AUTO:
+            return cls(mode, block_length, max_denoising_steps=1)
         if mode is GenerationMode.DIFFUSION:
             return cls(
                 mode,
@@ -185,17 +186,11 @@ def parse_mode(value: object) -> GenerationMode:
     """The mode that a name or alias stands for.
 
     Raises:
-        RequestError: there is no such mode, or not yet.
+        RequestError: there is no such mode.
     """
     allowed = f"one of {', '.join(GenerationMode)} (or ar)"
     if not isinstance(value, str):
         raise _wrong_type("generation_mode", value, allowed)
-    if value in MODES_TO_COME:
-        raise RequestError(
-            f"generation_mode {value!r} is not available yet; it must be {allowed}",
-            param="generation_mode",
-            code="mode-not-available",
-        )
     if value in MODE_ALIASES:
         return MODE_ALIASES[value]
     if value not in list(GenerationMode):

@@ -13,7 +13,7 @@ class DecodePolicy:
 
     Attributes:
         mode: preset that the policy came from, for reports.
-        block_length: positions per block, 1 decodes autoregressively.
+        block_length: positions per block, 1 decodes autoregressively; in `auto` the longest that may be chosen.
         max_denoising_steps: denoise forwards allowed per block; at the last one every mask is filled.
         confidence_threshold: a mask is filled when its token reaches it; None spreads masks over the steps.
         accepts_whole_block: True commits the block as drafted, False only the prefix that the verifier confirms.
@@ -48,7 +48,12 @@ class DecodePolicy:
     @property
     def uses_drafter(self) -> bool:
         """Whether denoise rows run with the drafter adapter (spec section 2.1: linear-spec draft only)."""
-        return self.mode is GenerationMode.SELF_SPECULATION
+        return self.mode in (GenerationMode.SELF_SPECULATION, GenerationMode.AUTO)
+
+    @property
+    def first_block_length(self) -> int:
+        """Positions of the block that a prefill begins; `auto` resizes it before the first round."""
+        return 1 if self.mode is GenerationMode.AUTO else self.block_length
 
 
 def make_policy(

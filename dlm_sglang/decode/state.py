@@ -167,12 +167,32 @@ class BlockState:
         self.canvas[slots] = torch.where(is_later, self.mask_token_id, seed_ids[:, None])
         self.is_masked[slots] = is_later & (self.offsets < progress[:, :1])
 
+    def retarget(self, slots: Tensor, seq_lens: Tensor, lengths: list[int], is_resized: list[bool]) -> None:
+        """Give blocks that begin from now on another length.
+
+        Args:
+            slots, seq_lens: `[R]` int64.
+            lengths: R block lengths.
+            is_resized: R flags; the block under way, which holds nothing but its seed, takes its new length at once.
+        """
+        lengths_there, resized_there = self._column(
+            list(map(list, zip(lengths, is_resized, strict=True))), torch.int64
+        ).unbind(1)
+        self.policy_ints[slots, PolicyInts._fields.index("block_length")] = lengths_there
+        length = torch.minimum(lengths_there, self.context_length - seq_lens)
+        resizes, is_later = resized_there[:, None].bool(), self.offsets >= 1
+        kept = self.progress[slots]
+        fresh = torch.stack((length, (length <= 1).long(), torch.zeros_like(length), kept[:, -1]), dim=1)
+        self.progress[slots] = torch.where(resizes, fresh, kept)
+        self.canvas[slots] = torch.where(resizes & is_later, self.mask_token_id, self.canvas[slots])
+        self.is_masked[slots] = torch.where(resizes, is_later & (self.offsets < length[:, None]), self.is_masked[slots])
+
     def _first_row(self, policy: DecodePolicy, remaining: int, seq_len: int) -> list[int]:
         """Columns of `PolicyInts`, `Progress` and the stop ids."""
-        length = min(policy.block_length, self.context_length - seq_len)
+        length = min(policy.first_block_length, self.context_length - seq_len)
         stop_ids = policy.stop_ids[:MAX_STOP_IDS]
         return [
-            policy.block_length,
+            policy.first_block_length,
             policy.max_denoising_steps,
             policy.accepts_whole_block,
             policy.seeded_blocks,

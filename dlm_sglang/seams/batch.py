@@ -11,6 +11,7 @@ from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 
 from dlm_sglang.decode.layout import RoundLayout
 from dlm_sglang.decode.round import RoundInputs
+from dlm_sglang.seams.auto import AutoRounds
 
 
 class DlmRoundState(SpecInput):
@@ -21,6 +22,9 @@ class DlmRoundState(SpecInput):
         layout: of the batch's rounds, kept until a request joins or leaves; None before it is made.
         may_cut: some row is so near the context's end that its block may not fit.
         max_kv_len: upper bound of any row's keys in the coming round.
+        auto: who chooses the block lengths of rows under `auto`.
+        widths: positions of each row in the coming round.
+        num_kv_tokens: keys of all rows together, as far as the host knows.
         future_indices: set by SGLang's overlapped loop; `DlmFutureMap` goes by the batch's own slots.
     """
 
@@ -36,6 +40,9 @@ class DlmRoundState(SpecInput):
         self.layout = layout
         self.may_cut = False
         self.max_kv_len = 0
+        self.auto: AutoRounds | None = None
+        self.widths: list[int] = []
+        self.num_kv_tokens = 0
 
     def filter_batch(self, new_indices: torch.Tensor, new_indices_cpu: list[int] | None = None) -> None:
         """Follow the batch when requests leave it."""
@@ -87,11 +94,17 @@ def prepare_decode_round(original: Any, batch: Any) -> None:
         return
     allocator = batch.token_to_kv_pool_allocator
     page_size = allocator.page_size
+    if spec_info.auto is not None:
+        spec_info.auto.choose(batch)
     rows, num_needed, longest, may_cut = [], 0, 0, False
+    widths, spec_info.num_kv_tokens = [], 0
     for row, req in enumerate(batch.reqs):
         kv, state = req.kv, req.dlm
-        reach = kv.kv_committed_len + state.num_pending_tokens + state.policy.block_length
-        state.num_pending_tokens += state.policy.block_length
+        num_pending = state.num_pending_tokens
+        widths.append(state.launch())
+        reach = kv.kv_committed_len + num_pending + widths[-1]
+        spec_info.num_kv_tokens += kv.kv_committed_len
+        may_cut = may_cut or not (state.auto is None or state.auto.is_settled)
         longest = reach if reach > longest else longest
         # Most rows hold their slots already: only the others pay for the exact count.
         if kv.kv_allocated_len < reach:
@@ -100,6 +113,8 @@ def prepare_decode_round(original: Any, batch: Any) -> None:
             if missing > 0:
                 rows.append((req, row, reach))
                 num_needed += missing
+    if widths != spec_info.widths:
+        spec_info.widths, spec_info.layout = widths, None
     spec_info.may_cut = may_cut
     spec_info.max_kv_len = min(longest, batch.reqs[0].dlm.context_length)
     if rows:
@@ -120,7 +135,7 @@ def tokens_for_next_round(original: Any, batch: Any, requests: list[Any], page_s
         return at_most
     total = 0
     for req in requests:
-        reach = req.kv.kv_committed_len + req.dlm.num_pending_tokens + req.dlm.policy.block_length
+        reach = req.kv.kv_committed_len + req.dlm.num_pending_tokens + req.dlm.width
         total += max(0, _whole_pages(reach, req.dlm.context_length, page_size) - req.kv.kv_allocated_len)
     return total
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlm_sglang.decode.auto.row import AutoRow
 from dlm_sglang.decode.policy import DecodePolicy, make_policy
 from dlm_sglang.decode.stats import DecodeStats
 from dlm_sglang.params import FLAT_KEY, DecodeParams, ServerLimits
@@ -26,6 +27,8 @@ class RequestState:
         stats: what was done for it so far, across retractions.
         num_pending_tokens: most tokens that rounds launched and not yet accounted for may emit.
         num_scratch_tokens: tokens emitted in the last round whose KV was never committed.
+        auto: the block lengths of a request under `auto`.
+        auto_report: makes the part of its statistics that tells of them.
     """
 
     policy: DecodePolicy
@@ -33,6 +36,19 @@ class RequestState:
     stats: DecodeStats = field(default_factory=DecodeStats)
     num_pending_tokens: int = 0
     num_scratch_tokens: int = 0
+    auto: AutoRow | None = None
+    auto_report: Callable[[], dict[str, Any]] | None = None
+
+    @property
+    def width(self) -> int:
+        """Positions that the request needs in the coming round."""
+        return self.policy.block_length if self.auto is None else self.auto.width
+
+    def launch(self) -> int:
+        """A round is launched for the request: the positions that it has in it."""
+        width = self.policy.block_length if self.auto is None else self.auto.launch()
+        self.num_pending_tokens += width
+        return width
 
 
 def request_state(req: Any, limits: ServerLimits, context_length: int) -> RequestState:

@@ -11,7 +11,9 @@ from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOu
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.utils.common import async_d2h
 
+from dlm_sglang.decode.auto.round_time import RoundShape
 from dlm_sglang.params import FLAT_KEY
+from dlm_sglang.seams.auto import AutoRounds
 
 
 @dataclass
@@ -20,9 +22,13 @@ class DlmRoundResult(GenerationBatchResult):
 
     Attributes:
         is_denoise: `[R]` bool, the round was a denoise forward for the row; None where no row could be one.
+        auto: learns from the round.
+        shape: of the round.
     """
 
     is_denoise: torch.Tensor | None = None
+    auto: AutoRounds | None = None
+    shape: RoundShape | None = None
 
     def copy_to_cpu(self, return_logprob: bool, return_hidden_states: bool = True) -> None:
         """Start the copies that result processing waits for, one iteration later when loops overlap."""
@@ -46,8 +52,13 @@ def account_round(original: Callable[..., None], processor: Any, batch: Any, res
             state = req.dlm
             state.stats.count_round(is_denoise=denoised, accept_len=accepted)
             state.num_scratch_tokens = accepted if denoised else 0
-            state.num_pending_tokens -= state.policy.block_length
+            if state.auto is None or result.auto is None:
+                state.num_pending_tokens -= state.policy.block_length
+            else:
+                state.num_pending_tokens -= result.auto.account(state.auto, is_denoise=denoised, accept_len=accepted)
     original(processor, batch, result)
+    if isinstance(result, DlmRoundResult) and result.auto is not None:
+        result.auto.processed(result.shape)
 
 
 def hold_emissions(original: Callable[..., None], processor: Any, batch: Any, result: Any) -> None:
@@ -61,6 +72,9 @@ def hold_emissions(original: Callable[..., None], processor: Any, batch: Any, re
         if not req.finished() and not req.is_retracted:
             req.inflight_middle_chunks += 1
     original(processor, batch, result)
+    auto = getattr(result, "auto", None)
+    if auto is not None:
+        auto.processed(None)
 
 
 def skip_silent_rounds(original: Callable[..., None], req: Any, new_accepted_len: int = 1) -> None:
@@ -97,4 +111,7 @@ def _report(req: Any) -> list[dict[str, Any]]:
     state = getattr(req, "dlm", None)
     if state is None or not req.finished():
         return []
-    return [state.stats.report(state.policy.mode.value)]
+    report: dict[str, Any] = state.stats.report(state.policy.mode.value)
+    if state.auto_report is not None:
+        report["auto"] = state.auto_report()
+    return [report]

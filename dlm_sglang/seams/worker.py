@@ -13,11 +13,13 @@ from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
+from dlm_sglang.decode.auto.round_time import RoundShape
 from dlm_sglang.decode.buckets import make_buckets
 from dlm_sglang.decode.choose import choose_seeds
 from dlm_sglang.decode.layout import make_layout
 from dlm_sglang.decode.round import RoundOutputs
 from dlm_sglang.decode.state import BlockState
+from dlm_sglang.seams.auto import AutoRounds
 from dlm_sglang.seams.batch import DlmRoundState
 from dlm_sglang.seams.check import require_seams
 from dlm_sglang.seams.names import ALGORITHM
@@ -56,6 +58,7 @@ class DlmWorker(BaseSpecWorker):
             checkpoint_block_length=int(hf_config.block_size),
         )
         self.algorithm = SpeculativeAlgorithm.from_string(ALGORITHM)
+        self.auto = AutoRounds(self.limits.max_block_length)
         self.state: BlockState | None = None
         self.rounds: RoundRunner | None = None
         self.padded_rounds: PaddedRounds | None = None
@@ -122,7 +125,8 @@ class DlmWorker(BaseSpecWorker):
         seed_ids = choose_seeds(result.logits_output.next_token_logits, policies, seq_lens, self.mask_token_id)
         result.next_token_ids = seed_ids
         result.new_seq_lens = seq_lens
-        result.next_draft_input = DlmRoundState(self.limits.max_block_length)
+        result.next_draft_input = self._round_state()
+        result.auto = self.auto
         cached_lens = batch.seq_lens_cpu.tolist()
         held = self._hold_emissions(batch, states, seed_ids, cached_lens, result)
         emitted = [len(req.output_ids) + (row not in held) for row, req in enumerate(batch.reqs)]
@@ -142,6 +146,7 @@ class DlmWorker(BaseSpecWorker):
         for row, (req, state) in enumerate(zip(batch.reqs, states, strict=True)):
             policy = state.policy
             state.num_pending_tokens = 0
+            self.auto.admit(state)
             # Not SGLang's count of chunks on the way: an overlapped loop is one behind with it.
             is_last_chunk = req.extend_range.end >= len(req.full_untruncated_fill_ids)
             resumes = policy.accepts_whole_block and policy.seeded_blocks and len(req.output_ids) > 0
@@ -161,19 +166,30 @@ class DlmWorker(BaseSpecWorker):
     def _decode(self, batch: Any) -> DlmRoundResult:
         carried: DlmRoundState = batch.spec_info
         if carried.layout is None:
-            carried.layout = make_layout([req.dlm.policy for req in batch.reqs], self.device)
+            carried.layout = make_layout([req.dlm.policy for req in batch.reqs], self.device, carried.widths)
+        assert self.state is not None
+        self.auto.write(self.state, batch)
         outputs = self._run_round(batch.req_pool_indices, batch.seq_lens, carried)
         return DlmRoundResult(
             logits_output=LogitsProcessorOutput(next_token_logits=None),
             next_token_ids=outputs.token_ids.reshape(-1),
             accept_lens=outputs.accept_lens,
-            next_draft_input=DlmRoundState(self.limits.max_block_length, carried.layout),
+            next_draft_input=self._round_state(carried),
             speculative_num_draft_tokens=outputs.token_ids.shape[1],
             # With SGLang's default of 1 a row that accepts nothing counts -1 correct drafts.
             num_non_draft_tokens_per_req=0,
             new_seq_lens=outputs.new_seq_lens,
             is_denoise=outputs.is_denoise,
+            auto=self.auto,
+            shape=RoundShape(len(batch.reqs), carried.layout.num_tokens, carried.num_kv_tokens),
         )
+
+    def _round_state(self, before: DlmRoundState | None = None) -> DlmRoundState:
+        """What the batch carries to its next round."""
+        state = DlmRoundState(self.limits.max_block_length, None if before is None else before.layout)
+        state.auto = self.auto
+        state.widths = [] if before is None else before.widths
+        return state
 
     def _run_round(self, slots: torch.Tensor, seq_lens: torch.Tensor, carried: DlmRoundState) -> RoundOutputs:
         assert self.rounds is not None and carried.layout is not None

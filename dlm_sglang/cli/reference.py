@@ -25,8 +25,8 @@ status 400; the error names the field.
 
 {fields}
 
-Model names carry a mode too: with `NAME:diffusion`, `NAME:self_speculation`, `NAME:autoregressive` or `NAME:ar`, NAME
-being the served name, a client that can send no other field chooses the mode. `/v1/models` lists them.
+Model names carry a mode too: with `NAME:auto`, `NAME:diffusion`, `NAME:self_speculation`, `NAME:autoregressive` or
+`NAME:ar`, NAME being the served name, a client that can send no other field chooses the mode. `/v1/models` lists them.
 
 ## Server settings
 

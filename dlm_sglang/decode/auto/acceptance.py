@@ -17,7 +17,7 @@ _PRIOR_TRIALS = 4.0
 # An observation keeps this share of its weight when the next one arrives.
 _SHARED_MEMORY = 0.99
 _REQUEST_MEMORY = 0.9
-_REQUEST_PRIOR = 2.0
+_REQUEST_PRIOR = 4.0
 _MAX_HAZARD = 0.98
 _MIN_FACTOR, _MAX_FACTOR = 0.05, 20.0
 
@@ -89,7 +89,7 @@ class AcceptCurve:
                 break
             tried = min(end, num_tried) - start
             failed = has_failed and start <= num_correct < end
-            expected += tried * self._cumulated(group)
+            expected += tried * self._failures[group] / self._trials[group]
             memory = _SHARED_MEMORY**tried
             self._trials[group] = memory * self._trials[group] + tried
             self._failures[group] = memory * self._failures[group] + failed

@@ -90,12 +90,12 @@ class RoundTimes:
             self._cells[key] = _Cell(features, seconds, 1.0, self.num_observations)
             self._weights = None
             return
-        # The first rounds of a shape pay for what later ones find ready.
-        if cell.weight < _TRUSTED:
-            seconds = min(seconds, cell.seconds)
-        seconds = min(seconds, _OUTLIER * cell.seconds)
         cell.weight = min(cell.weight + 1, _MAX_CELL_WEIGHT)
-        cell.seconds += (seconds - cell.seconds) / cell.weight
+        if cell.weight <= _TRUSTED:
+            # The first rounds of a shape pay for what later ones find ready.
+            cell.seconds = min(seconds, cell.seconds)
+        else:
+            cell.seconds += (min(seconds, _OUTLIER * cell.seconds) - cell.seconds) / cell.weight
         cell.features = [old + (new - old) / cell.weight for old, new in zip(cell.features, features, strict=True)]
         cell.seen_at = self.num_observations
 

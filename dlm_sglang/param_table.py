@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 MIN_BLOCK_LENGTH = 2
+MAX_LATENCY_BUDGET_MS = 3_600_000
 
 
 class GenerationMode(StrEnum):
@@ -37,6 +38,7 @@ class Field:
         allowed: the range in words; `{max_block_length}` is filled in from the server's limits.
         default: the default in words.
         modes: modes that honour the field.
+        elsewhere: why the other modes do not honour it, where that is not plain.
         nullable: an explicit null is a value of its own; elsewhere null means "not given".
     """
 
@@ -48,6 +50,7 @@ class Field:
     meaning: str
     nullable: bool = False
     condition: str = ""
+    elsewhere: str = ""
 
 
 FIELDS: tuple[Field, ...] = (
@@ -101,6 +104,16 @@ FIELDS: tuple[Field, ...] = (
         "true",
         _DIFFUSION,
         "true starts a block with the token that the causal forward predicts; false starts it all masked",
+    ),
+    Field(
+        "latency_budget_ms",
+        "integer",
+        f"1..{MAX_LATENCY_BUDGET_MS}",
+        "no budget",
+        _DIFFUSION,
+        "milliseconds from the request's arrival to its last token, should it use all of `max_tokens`; where time runs "
+        "short, threshold and steps fall, down to `budget_min_threshold` and `budget_min_steps`",
+        elsewhere="the other modes give the model's plain output, which does not come sooner for settling for less",
     ),
 )
 FIELD_BY_NAME: Mapping[str, Field] = {field.name: field for field in FIELDS}

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from dlm_sglang.errors import RequestError, SettingsError, shown
-from dlm_sglang.param_table import FIELD_BY_NAME, MIN_BLOCK_LENGTH, MODE_ALIASES, GenerationMode
+from dlm_sglang.param_table import (
+    FIELD_BY_NAME,
+    MAX_LATENCY_BUDGET_MS,
+    MIN_BLOCK_LENGTH,
+    MODE_ALIASES,
+    GenerationMode,
+)
 
 __all__ = [
     "FLAT_KEY",
@@ -71,6 +77,7 @@ class DecodeParams:
         block_length: 1 in autoregressive mode, the longest that may be chosen in `auto`.
         max_denoising_steps: 0 in autoregressive mode, 1 in `auto` and in self-speculation without draft threshold.
         confidence_threshold: None spreads masks evenly over the steps; None outside diffusion mode.
+        latency_budget_ms: None is no budget.
     """
 
     mode: GenerationMode
@@ -79,6 +86,7 @@ class DecodeParams:
     confidence_threshold: float | None = None
     draft_threshold: float = 0.0
     seeded_blocks: bool = True
+    latency_budget_ms: int | None = None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object], limits: ServerLimits) -> DecodeParams:
@@ -109,6 +117,7 @@ class DecodeParams:
                 _integer(sent, "max_denoising_steps", 1, block_length, block_length),
                 _confidence_threshold(sent, limits.default_confidence_threshold),
                 seeded_blocks=_boolean(sent, "seeded_blocks", default=True),
+                latency_budget_ms=_integer(sent, "latency_budget_ms", 1, MAX_LATENCY_BUDGET_MS, 0) or None,
             )
         draft_threshold = _number(sent, "draft_threshold", limits.default_draft_threshold)
         if draft_threshold > 0:
@@ -120,7 +129,7 @@ class DecodeParams:
         return cls(mode, block_length, steps, draft_threshold=draft_threshold)
 
     def to_flat(self) -> dict[str, Scalar]:
-        """The form that crosses to the worker: scalars only; a `confidence_threshold` of None is left out."""
+        """The form that crosses to the worker: scalars only; what is None is left out."""
         flat: dict[str, Scalar] = {
             "generation_mode": self.mode.value,
             "block_length": self.block_length,
@@ -130,6 +139,8 @@ class DecodeParams:
         }
         if self.confidence_threshold is not None:
             flat["confidence_threshold"] = self.confidence_threshold
+        if self.latency_budget_ms is not None:
+            flat["latency_budget_ms"] = self.latency_budget_ms
         return flat
 
     @classmethod
@@ -259,9 +270,10 @@ def _out_of_range(name: str, value: object, allowed: str) -> RequestError:
 def _not_honoured(name: str, value: object, mode: GenerationMode) -> RequestError:
     field = FIELD_BY_NAME[name]
     condition = f", {field.condition}" if field.condition else ""
+    reason = f": {field.elsewhere}" if field.elsewhere else ""
     return RequestError(
         f"{name} has no effect in {mode} mode, got {shown(value)}; it is honoured in "
-        f"{', '.join(sorted(field.modes))}{condition}",
+        f"{', '.join(sorted(field.modes))}{condition}{reason}",
         param=name,
         code="parameter-not-honoured",
         hint=f"leave {name} out or choose another generation_mode",

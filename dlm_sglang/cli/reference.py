@@ -119,7 +119,7 @@ def _field_schema(field: Field) -> dict[str, object]:
         schema["enum"] = [*GenerationMode, *MODE_ALIASES, None]
     elif field.name == "block_length":
         schema["minimum"] = MIN_BLOCK_LENGTH
-    elif field.name == "max_denoising_steps":
+    elif field.json_type == "integer":
         schema["minimum"] = 1
     elif field.json_type == "number":
         schema["exclusiveMinimum" if field.nullable else "minimum"] = 0

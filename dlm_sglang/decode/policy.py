@@ -24,6 +24,7 @@ class DecodePolicy:
         seed: 63-bit seed of the request's stateless randomness.
         stop_ids: tokens that end the request.
         max_new_tokens: tokens that may still be emitted.
+        latency_budget_ms: the request is to end so long after it came, for less quality if need be; None is no limit.
     """
 
     mode: GenerationMode
@@ -40,6 +41,7 @@ class DecodePolicy:
     seed: int
     stop_ids: tuple[int, ...]
     max_new_tokens: int
+    latency_budget_ms: int | None = None
 
     @property
     def is_autoregressive(self) -> bool:
@@ -88,4 +90,5 @@ def make_policy(
         seed=seed,
         stop_ids=stop_ids,
         max_new_tokens=max_new_tokens,
+        latency_budget_ms=params.latency_budget_ms,
     )

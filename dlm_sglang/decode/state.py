@@ -187,6 +187,14 @@ class BlockState:
         self.canvas[slots] = torch.where(resizes & is_later, self.mask_token_id, self.canvas[slots])
         self.is_masked[slots] = torch.where(resizes, is_later & (self.offsets < length[:, None]), self.is_masked[slots])
 
+    def set_effort(self, slots: Tensor, steps: list[int], thresholds: list[float | None]) -> None:
+        """Give `[R]` slots other numbers of denoising steps and confidence thresholds, from the coming round on."""
+        self.policy_ints[slots, PolicyInts._fields.index("max_denoising_steps")] = self._column(steps, torch.int64)
+        values = [math.nan if threshold is None else threshold for threshold in thresholds]
+        self.policy_floats[slots, PolicyFloats._fields.index("confidence_threshold")] = self._column(
+            values, torch.float32
+        )
+
     def _first_row(self, policy: DecodePolicy, remaining: int, seq_len: int) -> list[int]:
         """Columns of `PolicyInts`, `Progress` and the stop ids."""
         length = min(policy.first_block_length, self.context_length - seq_len)
@@ -207,6 +215,8 @@ class BlockState:
             *(-1 for _ in range(MAX_STOP_IDS - len(stop_ids))),
         ]
 
-    def _column(self, values: list[int] | list[list[int]] | list[list[float]], dtype: torch.dtype) -> Tensor:
+    def _column(
+        self, values: list[int] | list[float] | list[list[int]] | list[list[float]], dtype: torch.dtype
+    ) -> Tensor:
         column = torch.tensor(values, dtype=dtype, pin_memory=self.device.type == "cuda")
         return column.to(self.device, non_blocking=True)

@@ -6,7 +6,6 @@ told, over SGLang's CPU group, before a round whose number all ranks agree on.
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,6 @@ from sglang.srt.runtime_context import get_parallel
 from dlm_sglang.decode.auto.assign import Others
 from dlm_sglang.decode.auto.controller import AutoController, Decision, Load, Reason
 from dlm_sglang.decode.auto.report import report_of
-from dlm_sglang.decode.auto.round_time import RoundShape
 from dlm_sglang.decode.auto.row import AutoRow, allowed_lengths
 from dlm_sglang.decode.state import BlockState
 from dlm_sglang.params import GenerationMode
@@ -32,7 +30,6 @@ class AutoRounds:
     def __init__(self, max_block_length: int) -> None:
         self.controller = AutoController(max_block_length)
         self._changes: list[tuple[int, int, bool]] = []
-        self._processed_at_s: float | None = None
 
     def admit(self, state: RequestState) -> None:
         """A prefill of the request runs: it begins with a block of one position."""
@@ -40,7 +37,7 @@ class AutoRounds:
             return
         if state.auto is None:
             state.auto = AutoRow(allowed_lengths(state.policy.block_length))
-            state.auto_report = partial(report_of, state.auto, self.controller)
+            state.reports["auto"] = partial(report_of, state.auto, self.controller)
         state.auto.restart()
 
     def choose(self, batch: Any) -> None:
@@ -77,17 +74,6 @@ class AutoRounds:
         if block_length > 1:
             self.controller.observe_block(row, block_length, accept_len)
         return width
-
-    def processed(self, shape: RoundShape | None) -> None:
-        """A result was processed, of a decode round if it has a shape.
-
-        The time since the result before it is what the round took: launch, forward and processing where rounds run
-        one after another, the slower of device and host where they overlap.
-        """
-        now_s = time.perf_counter()
-        if shape is not None and self._processed_at_s is not None:
-            self.controller.observe_round(shape, now_s - self._processed_at_s)
-        self._processed_at_s = now_s
 
     def _decide(self, batch: Any, rows: list[AutoRow], *, may_grow: bool) -> Decision:
         group = get_parallel().tp_group

@@ -11,7 +11,7 @@ from sglang.srt.speculative.spec_info import SpecInput, SpecInputType
 
 from dlm_sglang.decode.layout import RoundLayout
 from dlm_sglang.decode.round import RoundInputs
-from dlm_sglang.seams.auto import AutoRounds
+from dlm_sglang.seams.choices import Choices
 
 
 class DlmRoundState(SpecInput):
@@ -22,7 +22,7 @@ class DlmRoundState(SpecInput):
         layout: of the batch's rounds, kept until a request joins or leaves; None before it is made.
         may_cut: some row is so near the context's end that its block may not fit.
         max_kv_len: upper bound of any row's keys in the coming round.
-        auto: who chooses the block lengths of rows under `auto`.
+        choices: who chooses block lengths under `auto`, and effort under a budget.
         widths: positions of each row in the coming round.
         num_kv_tokens: keys of all rows together, as far as the host knows.
         future_indices: set by SGLang's overlapped loop; `DlmFutureMap` goes by the batch's own slots.
@@ -40,7 +40,7 @@ class DlmRoundState(SpecInput):
         self.layout = layout
         self.may_cut = False
         self.max_kv_len = 0
-        self.auto: AutoRounds | None = None
+        self.choices: Choices | None = None
         self.widths: list[int] = []
         self.num_kv_tokens = 0
 
@@ -94,8 +94,8 @@ def prepare_decode_round(original: Any, batch: Any) -> None:
         return
     allocator = batch.token_to_kv_pool_allocator
     page_size = allocator.page_size
-    if spec_info.auto is not None:
-        spec_info.auto.choose(batch)
+    if spec_info.choices is not None:
+        spec_info.choices.choose(batch)
     rows, num_needed, longest, may_cut = [], 0, 0, False
     widths, spec_info.num_kv_tokens = [], 0
     for row, req in enumerate(batch.reqs):

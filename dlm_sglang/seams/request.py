@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlm_sglang.decode.auto.row import AutoRow
+from dlm_sglang.decode.budget import BudgetRow
 from dlm_sglang.decode.policy import DecodePolicy, make_policy
 from dlm_sglang.decode.stats import DecodeStats
 from dlm_sglang.params import FLAT_KEY, DecodeParams, ServerLimits
@@ -28,7 +29,8 @@ class RequestState:
         num_pending_tokens: most tokens that rounds launched and not yet accounted for may emit.
         num_scratch_tokens: tokens emitted in the last round whose KV was never committed.
         auto: the block lengths of a request under `auto`.
-        auto_report: makes the part of its statistics that tells of them.
+        budget: the effort of a request with a latency budget.
+        reports: make the parts of its statistics that tell of them, by name.
     """
 
     policy: DecodePolicy
@@ -37,7 +39,8 @@ class RequestState:
     num_pending_tokens: int = 0
     num_scratch_tokens: int = 0
     auto: AutoRow | None = None
-    auto_report: Callable[[], dict[str, Any]] | None = None
+    budget: BudgetRow | None = None
+    reports: dict[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def width(self) -> int:

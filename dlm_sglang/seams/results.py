@@ -13,7 +13,7 @@ from sglang.srt.utils.common import async_d2h
 
 from dlm_sglang.decode.auto.round_time import RoundShape
 from dlm_sglang.params import FLAT_KEY
-from dlm_sglang.seams.auto import AutoRounds
+from dlm_sglang.seams.choices import Choices
 
 
 @dataclass
@@ -22,12 +22,12 @@ class DlmRoundResult(GenerationBatchResult):
 
     Attributes:
         is_denoise: `[R]` bool, the round was a denoise forward for the row; None where no row could be one.
-        auto: learns from the round.
+        choices: learn from the round.
         shape: of the round.
     """
 
     is_denoise: torch.Tensor | None = None
-    auto: AutoRounds | None = None
+    choices: Choices | None = None
     shape: RoundShape | None = None
 
     def copy_to_cpu(self, return_logprob: bool, return_hidden_states: bool = True) -> None:
@@ -42,7 +42,7 @@ def account_round(original: Callable[..., None], processor: Any, batch: Any, res
     if isinstance(result, DlmRoundResult):
         if result.copy_done is not None:
             result.copy_done.synchronize()
-        assert result.accept_lens is not None
+        assert result.accept_lens is not None and result.choices is not None
         accept_lens = result.accept_lens.tolist()
         is_denoise = [False] * len(accept_lens) if result.is_denoise is None else result.is_denoise.tolist()
         for req, denoised, accepted in zip(batch.reqs, is_denoise, accept_lens, strict=True):
@@ -52,13 +52,10 @@ def account_round(original: Callable[..., None], processor: Any, batch: Any, res
             state = req.dlm
             state.stats.count_round(is_denoise=denoised, accept_len=accepted)
             state.num_scratch_tokens = accepted if denoised else 0
-            if state.auto is None or result.auto is None:
-                state.num_pending_tokens -= state.policy.block_length
-            else:
-                state.num_pending_tokens -= result.auto.account(state.auto, is_denoise=denoised, accept_len=accepted)
+            state.num_pending_tokens -= result.choices.account(state, is_denoise=denoised, accept_len=accepted)
     original(processor, batch, result)
-    if isinstance(result, DlmRoundResult) and result.auto is not None:
-        result.auto.processed(result.shape)
+    if isinstance(result, DlmRoundResult) and result.choices is not None:
+        result.choices.processed(result.shape)
 
 
 def hold_emissions(original: Callable[..., None], processor: Any, batch: Any, result: Any) -> None:
@@ -72,9 +69,9 @@ def hold_emissions(original: Callable[..., None], processor: Any, batch: Any, re
         if not req.finished() and not req.is_retracted:
             req.inflight_middle_chunks += 1
     original(processor, batch, result)
-    auto = getattr(result, "auto", None)
-    if auto is not None:
-        auto.processed(None)
+    choices = getattr(result, "choices", None)
+    if choices is not None:
+        choices.processed(None)
 
 
 def skip_silent_rounds(original: Callable[..., None], req: Any, new_accepted_len: int = 1) -> None:
@@ -112,6 +109,4 @@ def _report(req: Any) -> list[dict[str, Any]]:
     if state is None or not req.finished():
         return []
     report: dict[str, Any] = state.stats.report(state.policy.mode.value)
-    if state.auto_report is not None:
-        report["auto"] = state.auto_report()
-    return [report]
+    return [report | {name: part() for name, part in state.reports.items()}]

@@ -19,9 +19,9 @@ from dlm_sglang.decode.choose import choose_seeds
 from dlm_sglang.decode.layout import make_layout
 from dlm_sglang.decode.round import RoundOutputs
 from dlm_sglang.decode.state import BlockState
-from dlm_sglang.seams.auto import AutoRounds
 from dlm_sglang.seams.batch import DlmRoundState
 from dlm_sglang.seams.check import require_seams
+from dlm_sglang.seams.choices import Choices
 from dlm_sglang.seams.names import ALGORITHM
 from dlm_sglang.seams.request import RequestState, request_state
 from dlm_sglang.seams.results import DlmRoundResult
@@ -58,7 +58,7 @@ class DlmWorker(BaseSpecWorker):
             checkpoint_block_length=int(hf_config.block_size),
         )
         self.algorithm = SpeculativeAlgorithm.from_string(ALGORITHM)
-        self.auto = AutoRounds(self.limits.max_block_length)
+        self.choices = Choices(self.limits.max_block_length, self.settings.budget_bounds)
         self.state: BlockState | None = None
         self.rounds: RoundRunner | None = None
         self.padded_rounds: PaddedRounds | None = None
@@ -126,7 +126,7 @@ class DlmWorker(BaseSpecWorker):
         result.next_token_ids = seed_ids
         result.new_seq_lens = seq_lens
         result.next_draft_input = self._round_state()
-        result.auto = self.auto
+        result.choices = self.choices
         cached_lens = batch.seq_lens_cpu.tolist()
         held = self._hold_emissions(batch, states, seed_ids, cached_lens, result)
         emitted = [len(req.output_ids) + (row not in held) for row, req in enumerate(batch.reqs)]
@@ -146,7 +146,7 @@ class DlmWorker(BaseSpecWorker):
         for row, (req, state) in enumerate(zip(batch.reqs, states, strict=True)):
             policy = state.policy
             state.num_pending_tokens = 0
-            self.auto.admit(state)
+            self.choices.admit(req, state)
             # Not SGLang's count of chunks on the way: an overlapped loop is one behind with it.
             is_last_chunk = req.extend_range.end >= len(req.full_untruncated_fill_ids)
             resumes = policy.accepts_whole_block and policy.seeded_blocks and len(req.output_ids) > 0
@@ -168,7 +168,7 @@ class DlmWorker(BaseSpecWorker):
         if carried.layout is None:
             carried.layout = make_layout([req.dlm.policy for req in batch.reqs], self.device, carried.widths)
         assert self.state is not None
-        self.auto.write(self.state, batch)
+        self.choices.write(self.state, batch)
         outputs = self._run_round(batch.req_pool_indices, batch.seq_lens, carried)
         return DlmRoundResult(
             logits_output=LogitsProcessorOutput(next_token_logits=None),
@@ -180,14 +180,14 @@ class DlmWorker(BaseSpecWorker):
             num_non_draft_tokens_per_req=0,
             new_seq_lens=outputs.new_seq_lens,
             is_denoise=outputs.is_denoise,
-            auto=self.auto,
+            choices=self.choices,
             shape=RoundShape(len(batch.reqs), carried.layout.num_tokens, carried.num_kv_tokens),
         )
 
     def _round_state(self, before: DlmRoundState | None = None) -> DlmRoundState:
         """What the batch carries to its next round."""
         state = DlmRoundState(self.limits.max_block_length, None if before is None else before.layout)
-        state.auto = self.auto
+        state.choices = self.choices
         state.widths = [] if before is None else before.widths
         return state
 

@@ -47,6 +47,7 @@ def good_fields(draw: st.DrawFn, limits: ServerLimits) -> dict[str, object]:
                     "max_denoising_steps": st.integers(1, block_length),
                     "confidence_threshold": st.none() | thresholds | st.just(1),
                     "seeded_blocks": st.booleans(),
+                    "latency_budget_ms": st.none() | st.integers(1, 3_600_000),
                 },
             )
         )
@@ -156,6 +157,10 @@ def test_null_is_a_threshold_and_elsewhere_not_given() -> None:
             "max_denoising_steps",
             "parameter-out-of-range",
         ),
+        ({"latency_budget_ms": 100}, "latency_budget_ms", "parameter-not-honoured"),
+        ({"generation_mode": "auto", "latency_budget_ms": 100}, "latency_budget_ms", "parameter-not-honoured"),
+        ({"generation_mode": "diffusion", "latency_budget_ms": 0}, "latency_budget_ms", "parameter-out-of-range"),
+        ({"generation_mode": "diffusion", "latency_budget_ms": 1.5}, "latency_budget_ms", "parameter-type"),
         ({"blok_length": 8}, "blok_length", "parameter-unknown"),
     ],
 )
@@ -168,6 +173,7 @@ def test_what_cannot_be_served_is_refused_by_name(fields: dict[str, object], par
 def test_a_refusal_names_the_value_the_limit_and_the_way_out() -> None:
     error = refusal(generation_mode="diffusion", block_length=8, max_denoising_steps=9)
     assert str(error) == "max_denoising_steps must be in 1..8, got 9 (lower it or raise block_length)"
+    assert "settling for less" in refusal(generation_mode="ar", latency_budget_ms=100).message
     assert refusal(generation_mode="difusion").hint == "did you mean diffusion?"
     assert refusal(blok_length=8).hint == "did you mean block_length?"
 

@@ -17,6 +17,8 @@ _PRIOR_TRIALS = 4.0
 # An observation keeps this share of its weight when the next one arrives.
 _SHARED_MEMORY = 0.99
 _REQUEST_MEMORY = 0.9
+# Likewise with each round in which a request drafts nothing.
+_IDLE_MEMORY = 0.99
 _REQUEST_PRIOR = 4.0
 _MAX_HAZARD = 0.98
 _MIN_FACTOR, _MAX_FACTOR = 0.05, 20.0
@@ -42,8 +44,17 @@ class Frailty:
 
     def observe(self, failures: float, expected: float) -> None:
         """Add one block."""
-        self.failures = _REQUEST_MEMORY * self.failures + failures
-        self.expected = _REQUEST_MEMORY * self.expected + expected
+        self._keep(_REQUEST_MEMORY)
+        self.failures += failures
+        self.expected += expected
+
+    def idle(self, num_rounds: int) -> None:
+        """Forget some: in these rounds nothing was drafted, and the text may be another by now."""
+        self._keep(_IDLE_MEMORY**num_rounds)
+
+    def _keep(self, share: float) -> None:
+        self.failures *= share
+        self.expected *= share
 
 
 @dataclass

@@ -8,12 +8,16 @@ the sums.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 AUTOREGRESSIVE = 1
 # Sums that are tried at most.
 _MAX_TRIES = 40
+# Steps within this share of each other are worth the same.
+_ALIKE = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,23 +75,21 @@ def best_assignment(offers: Sequence[Offer], others: Others, seconds_of: Seconds
         seconds_of: of the whole batch's rounds.
     """
     steps = sorted(
-        ((gain / tokens, row, number, gain, tokens) for row, offer in enumerate(offers)
-         for number, gain, tokens in _hull(offer)),
-        key=lambda step: (-step[0], step[2], step[1]),
-    )  # fmt: skip
+        (-_likeness(step.worth), step.number, row, step) for row, offer in enumerate(offers) for step in _steps(offer)
+    )
     chosen = [0] * len(offers)
     gain = others.gain + sum(offer.gains[0] for offer in offers)
     tokens = others.num_tokens + sum(offer.block_lengths[0] for offer in offers)
     best_rate, best_count = gain / seconds_of(tokens), 0
     stride = max(1, len(steps) // _MAX_TRIES)
-    for count, (_, _, _, more_gain, more_tokens) in enumerate(steps, start=1):
-        gain, tokens = gain + more_gain, tokens + more_tokens
+    for count, (_, _, _, step) in enumerate(steps, start=1):
+        gain, tokens = gain + step.gain, tokens + step.num_tokens
         if count % stride and count < len(steps):
             continue
         rate = gain / seconds_of(tokens)
         if rate > best_rate:
             best_rate, best_count = rate, count
-    for _, row, number, _, _ in steps[:best_count]:
+    for _, number, row, _ in steps[:best_count]:
         chosen[row] = number
     lengths = tuple(offer.block_lengths[number] for offer, number in zip(offers, chosen, strict=True))
     return Assignment(lengths, best_rate)
@@ -99,22 +101,39 @@ def rate_of(block_lengths: Sequence[int], offers: Sequence[Offer], others: Other
     return gain / seconds_of(others.num_tokens + sum(block_lengths))
 
 
-def _hull(offer: Offer) -> list[tuple[int, float, int]]:
-    """Steps up from the shortest block, each less worthwhile per query token than the one before it.
+class _Step(NamedTuple):
+    """From one block length to the next longer one.
 
-    Returns:
-        For each step the number of the block length that it leads to, the gain and the query tokens that it adds.
+    Attributes:
+        worth: tokens won per query token; where it takes several steps together to be worth it, that of all of them.
+        number: of the block length that the step leads to.
+        gain, num_tokens: what the step adds.
     """
-    steps: list[tuple[int, float, int]] = []
+
+    worth: float
+    number: int
+    gain: float
+    num_tokens: int
+
+
+def _steps(offer: Offer) -> list[_Step]:
+    """Steps up from the shortest block, none worth more than the one before it."""
+    steps: list[_Step] = []
     at = 0
     while at + 1 < len(offer.block_lengths):
-        ratios = [
+        worth, to = max(
             ((offer.gains[to] - offer.gains[at]) / (offer.block_lengths[to] - offer.block_lengths[at]), to)
             for to in range(at + 1, len(offer.block_lengths))
-        ]
-        slope, to = max(ratios)
-        if slope <= 0:
+        )
+        if worth <= 0:
             break
-        steps.append((to, offer.gains[to] - offer.gains[at], offer.block_lengths[to] - offer.block_lengths[at]))
+        for number in range(at + 1, to + 1):
+            gain = offer.gains[number] - offer.gains[number - 1]
+            steps.append(_Step(worth, number, gain, offer.block_lengths[number] - offer.block_lengths[number - 1]))
         at = to
     return steps
+
+
+def _likeness(worth: float) -> int:
+    """Steps that are worth about the same are taken row by row: none gets all while its like gets nothing."""
+    return round(math.log(worth) / _ALIKE)

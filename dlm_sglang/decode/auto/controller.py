@@ -28,6 +28,8 @@ DECIDE_EVERY = 16
 DECIDE_AT_MOST_EVERY = 4
 # What a change has to promise: it costs two wide rounds and a new layout.
 HYSTERESIS = 1.03
+# Decisions that may leave things as they are: what is as fast may be less fair to some requests.
+KEEP_AT_MOST = 8
 # Rounds without a verified block, after which one request drafts a block all the same.
 PROBE_EVERY = 64
 # Rounds between two trials of a shape that was not timed lately; the first ones follow closer.
@@ -126,6 +128,7 @@ class AutoController:
     _seen_blocks: int = 0
     _turn: int = 0
     _is_trying: bool = False
+    _times_kept: int = 0
 
     def __post_init__(self) -> None:
         self.curve = AcceptCurve(self.max_block_length)
@@ -152,6 +155,9 @@ class AutoController:
 
     def decide(self, load: Load) -> Decision:
         """Choose block lengths for the coming rounds."""
+        for row in load.rows:
+            if row.target == AUTOREGRESSIVE and not row.is_new:
+                row.frailty.idle(self._since_decision)
         offers = [self._offer(row, may_grow=load.may_grow) for row in load.rows]
 
         def seconds_of(num_tokens: int) -> float:
@@ -162,7 +168,8 @@ class AutoController:
             wanted if row.is_new else row.target for row, wanted in zip(load.rows, best.block_lengths, strict=True)
         )
         current = rate_of(now, offers, load.others, seconds_of)
-        stays = not self._is_trying and best.tok_s < HYSTERESIS * current
+        stays = not self._is_trying and self._times_kept < KEEP_AT_MOST and best.tok_s < HYSTERESIS * current
+        self._times_kept = self._times_kept + 1 if stays else 0
         chosen = now if stays else best.block_lengths
         self._expect(load)
         newcomer = self._newcomer_length(load, chosen)

@@ -74,16 +74,19 @@ class RoundTimes:
 
     Attributes:
         num_observations: rounds seen so far.
+        last_s: what the last one took; None before the first.
     """
 
     def __init__(self) -> None:
         self.num_observations = 0
+        self.last_s: float | None = None
         self._cells: dict[tuple[bool, int, int], _Cell] = {}
         self._weights: list[float] | None = None
 
     def observe(self, shape: RoundShape, seconds: float) -> None:
         """Learn from a round; one that took far longer than its like counts as twice its like."""
         self.num_observations += 1
+        self.last_s = seconds
         key, features = shape.cell(), shape.features()
         cell = self._cells.get(key)
         if cell is None:

@@ -50,3 +50,11 @@ def test_query_tokens_go_to_the_rows_that_are_easy_to_draft_for() -> None:
     offers = [offer(0.01), offer(0.7), offer(0.01), offer(0.7)]
     lengths = best_assignment(offers, Others(), lambda tokens: max(1.0, tokens / 24)).block_lengths
     assert min(lengths[0], lengths[2]) > max(lengths[1], lengths[3])
+
+
+def test_rows_alike_get_lengths_alike_even_if_one_long_block_were_worth_more() -> None:
+    """With perfect drafts the longest block is worth the most per query token, so two rows could take all."""
+    perfect = Offer(LENGTHS, (1.0, 4.0, 8.0, 16.0))
+    almost = Offer(LENGTHS, (1.0, 3.99, 7.98, 15.9))
+    lengths = best_assignment([perfect, almost] * 4, Others(), lambda tokens: max(1.0, tokens / 64)).block_lengths
+    assert max(lengths) / min(lengths) <= 2

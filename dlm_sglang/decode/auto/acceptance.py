@@ -7,7 +7,6 @@ to those the shared curve expected, drawn towards 1 while little is known (a gam
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ PRIOR_HAZARD = 0.065
 _PRIOR_TRIALS = 4.0
 # An observation keeps this share of its weight when the next one arrives.
 _SHARED_MEMORY = 0.99
+_MEMORY_AFTER = tuple(_SHARED_MEMORY**count for count in range(33))
 _REQUEST_MEMORY = 0.9
 # Likewise with each round in which a request drafts nothing.
 _IDLE_MEMORY = 0.99
@@ -59,7 +59,9 @@ class Frailty:
 
 @dataclass
 class AcceptCurve:
-    """The shared hazard by draft position, in groups that double: 0, 1, 2-3, 4-7, 8-15, ...
+    """The shared hazard by draft position, in groups that double: 0, 1-2, 3-6, 7-14, 15-30, ...
+
+    A block of 2, 4, 8, 16, ... positions has whole groups of drafts.
 
     Attributes:
         max_block_length: longest block that is asked about.
@@ -69,6 +71,7 @@ class AcceptCurve:
     max_block_length: int
     num_observations: int = 0
     _starts: list[int] = field(default_factory=list)
+    _groups: list[tuple[int, int]] = field(default_factory=list)
     _trials: list[float] = field(default_factory=list)
     _failures: list[float] = field(default_factory=list)
 
@@ -76,7 +79,8 @@ class AcceptCurve:
         start = 0
         while start < self.max_block_length - 1:
             self._starts.append(start)
-            start = max(1, 2 * start)
+            start = 2 * start + 1
+        self._groups = list(zip(self._starts, [*self._starts[1:], self.max_block_length - 1], strict=True))
         self._trials = [_PRIOR_TRIALS] * len(self._starts)
         self._failures = [_PRIOR_TRIALS * PRIOR_HAZARD] * len(self._starts)
 
@@ -95,39 +99,43 @@ class AcceptCurve:
         has_failed = num_correct < num_drafts
         num_tried = num_correct + has_failed
         expected = 0.0
-        for group, (start, end) in enumerate(self._groups()):
+        for group, (start, end) in enumerate(self._groups):
             if start >= num_tried:
                 break
             tried = min(end, num_tried) - start
             failed = has_failed and start <= num_correct < end
-            expected += tried * self._failures[group] / self._trials[group]
-            memory = _SHARED_MEMORY**tried
-            self._trials[group] = memory * self._trials[group] + tried
-            self._failures[group] = memory * self._failures[group] + failed
+            failures, trials = self._failures[group], self._trials[group]
+            expected += tried * failures / trials
+            memory = _MEMORY_AFTER[tried] if tried < len(_MEMORY_AFTER) else _SHARED_MEMORY**tried
+            self._trials[group] = memory * trials + tried
+            self._failures[group] = memory * failures + failed
         frailty.observe(float(has_failed), expected)
         self.num_observations += 1
 
     def accept_length(self, block_length: int, factor: float = 1.0) -> float:
         """Expected tokens of a block, the bonus token included; 1 for a block of one position."""
-        tokens, alive, num_drafts = 1.0, 1.0, block_length - 1
-        for group, (start, end) in enumerate(self._groups()):
-            if start >= num_drafts:
-                break
-            count = min(end, num_drafts) - start
-            kept = math.exp(-self._cumulated(group) * factor)
-            after = kept**count
-            tokens += alive * (kept * (1 - after) / (1 - kept) if kept < 1 else count)
-            alive *= after
-        return tokens
+        return self.accept_lengths((block_length,), factor)[0]
 
     def accept_lengths(self, block_lengths: Sequence[int], factor: float = 1.0) -> list[float]:
-        """`accept_length` of each."""
-        return [self.accept_length(length, factor) for length in block_lengths]
+        """`accept_length` of each of some block lengths, ascending."""
+        found: list[float] = []
+        tokens, alive, at = 1.0, 1.0, 0
+        groups = iter(self._groups)
+        group, (_, end) = 0, next(groups)
+        kept = self._kept(0, factor)
+        for block_length in block_lengths:
+            while at < block_length - 1:
+                if at == end:
+                    group, (_, end) = group + 1, next(groups)
+                    kept = self._kept(group, factor)
+                count = min(end, block_length - 1) - at
+                after = kept**count
+                tokens += alive * (kept * (1 - after) / (1 - kept) if kept < 1 else count)
+                alive *= after
+                at += count
+            found.append(tokens)
+        return found
 
-    def _cumulated(self, group: int) -> float:
-        """Minus the logarithm of the chance to pass one position of the group."""
-        return -math.log(1 - min(self._failures[group] / self._trials[group], _MAX_HAZARD))
-
-    def _groups(self) -> list[tuple[int, int]]:
-        ends = [*self._starts[1:], self.max_block_length - 1]
-        return list(zip(self._starts, ends, strict=True))
+    def _kept(self, group: int, factor: float) -> float:
+        """The chance to pass one position of the group."""
+        return float((1 - min(self._failures[group] / self._trials[group], _MAX_HAZARD)) ** factor)

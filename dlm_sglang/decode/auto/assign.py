@@ -74,9 +74,8 @@ def best_assignment(offers: Sequence[Offer], others: Others, seconds_of: Seconds
         others: the rest of the batch.
         seconds_of: of the whole batch's rounds.
     """
-    steps = sorted(
-        (-_likeness(step.worth), step.number, row, step) for row, offer in enumerate(offers) for step in _steps(offer)
-    )
+    steps_of = {offer: _steps(offer) for offer in set(offers)}
+    steps = sorted((*step[:2], row, step) for row, offer in enumerate(offers) for step in steps_of[offer])
     chosen = [0] * len(offers)
     gain = others.gain + sum(offer.gains[0] for offer in offers)
     tokens = others.num_tokens + sum(offer.block_lengths[0] for offer in offers)
@@ -105,12 +104,14 @@ class _Step(NamedTuple):
     """From one block length to the next longer one.
 
     Attributes:
-        worth: tokens won per query token; where it takes several steps together to be worth it, that of all of them.
+        rank: the less, the more tokens are won per query token; where it takes several steps together to be worth
+            it, that of all of them. Steps that are worth about the same rank equal and are taken row by row: none
+            gets all while its like gets nothing.
         number: of the block length that the step leads to.
         gain, num_tokens: what the step adds.
     """
 
-    worth: float
+    rank: int
     number: int
     gain: float
     num_tokens: int
@@ -127,13 +128,9 @@ def _steps(offer: Offer) -> list[_Step]:
         )
         if worth <= 0:
             break
+        rank = -round(math.log(worth) / _ALIKE)
         for number in range(at + 1, to + 1):
             gain = offer.gains[number] - offer.gains[number - 1]
-            steps.append(_Step(worth, number, gain, offer.block_lengths[number] - offer.block_lengths[number - 1]))
+            steps.append(_Step(rank, number, gain, offer.block_lengths[number] - offer.block_lengths[number - 1]))
         at = to
     return steps
-
-
-def _likeness(worth: float) -> int:
-    """Steps that are worth about the same are taken row by row: none gets all while its like gets nothing."""
-    return round(math.log(worth) / _ALIKE)

@@ -6,9 +6,11 @@ real model behind it (`measure/auto_simulation.py` runs it on a roofline).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cache
 
 from dlm_sglang.decode.auto.acceptance import AcceptCurve
 from dlm_sglang.decode.auto.assign import (
@@ -16,6 +18,7 @@ from dlm_sglang.decode.auto.assign import (
     Assignment,
     Offer,
     Others,
+    SecondsOf,
     best_assignment,
     gain_of,
     rate_of,
@@ -39,6 +42,8 @@ TRIAL_ROUNDS = 4
 TRIAL_PROMISE = 0.75
 TIMED_ENOUGH = 3
 _REFIT_EVERY = 64
+# Factors within this share of each other count as one.
+_FACTOR_STEP = 0.1
 
 
 class Reason(IntEnum):
@@ -129,6 +134,7 @@ class AutoController:
     _turn: int = 0
     _is_trying: bool = False
     _times_kept: int = 0
+    _offers: dict[tuple[tuple[int, ...], int], Offer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.curve = AcceptCurve(self.max_block_length)
@@ -158,11 +164,10 @@ class AutoController:
         for row in load.rows:
             if row.target == AUTOREGRESSIVE and not row.is_new:
                 row.frailty.idle(self._since_decision)
-        offers = [self._offer(row, may_grow=load.may_grow) for row in load.rows]
-
-        def seconds_of(num_tokens: int) -> float:
-            return self.times.seconds(RoundShape(load.num_rows, num_tokens, load.num_kv_tokens))
-
+        self._offers.clear()
+        full = [self._offer(row) for row in load.rows]
+        offers = [_narrowed(offer, row, may_grow=load.may_grow) for offer, row in zip(full, load.rows, strict=True)]
+        seconds_of = self._seconds_of(load)
         best = best_assignment(offers, load.others, seconds_of)
         now = tuple(
             wanted if row.is_new else row.target for row, wanted in zip(load.rows, best.block_lengths, strict=True)
@@ -171,8 +176,8 @@ class AutoController:
         stays = not self._is_trying and self._times_kept < KEEP_AT_MOST and best.tok_s < HYSTERESIS * current
         self._times_kept = self._times_kept + 1 if stays else 0
         chosen = now if stays else best.block_lengths
-        self._expect(load)
-        newcomer = self._newcomer_length(load, chosen)
+        self._expect(load, full, seconds_of)
+        newcomer = self._newcomer_length(load, chosen, current if stays else best.tok_s, seconds_of)
         reason = Reason.FASTEST if load.may_grow else Reason.MEMORY
         decision = Decision(chosen, reason, newcomer)
         if load.may_grow:
@@ -201,42 +206,51 @@ class AutoController:
                 changed.append((number, row.retarget(length)))
         return changed
 
-    def _offer(self, row: AutoRow, *, may_grow: bool) -> Offer:
-        lengths = row.lengths if row.is_settled else (row.target,)
-        if not may_grow:
-            lengths = tuple(length for length in lengths if length <= row.target) or (row.target,)
-        factor = row.frailty.factor
-        return Offer(lengths, tuple(gain_of(length, self.curve.accept_length(length, factor)) for length in lengths))
+    def _offer(self, row: AutoRow) -> Offer:
+        """What the row may decode with; rows of about the same factor share one."""
+        step = round(math.log(row.frailty.factor) / _FACTOR_STEP)
+        found = self._offers.get((row.lengths, step))
+        if found is None:
+            accepted = self.curve.accept_lengths(row.lengths, math.exp(step * _FACTOR_STEP))
+            found = Offer(row.lengths, tuple(map(gain_of, row.lengths, accepted)))
+            self._offers[row.lengths, step] = found
+        return found
 
-    def _expect(self, load: Load) -> None:
-        """Rounds and rates with every row of the load at one length."""
-        longest = max(load.rows, key=lambda row: row.lengths[-1]).lengths
+    def _seconds_of(self, load: Load) -> SecondsOf:
+        """Seconds of the load's rounds by their query tokens, each number asked for once."""
+
+        @cache
+        def seconds_of(num_tokens: int) -> float:
+            return self.times.seconds(RoundShape(load.num_rows, num_tokens, load.num_kv_tokens))
+
+        return seconds_of
+
+    def _expect(self, load: Load, offers: Sequence[Offer], seconds_of: SecondsOf) -> None:
+        """Rounds and rates with every row of the load at one length, or at its longest where that is shorter."""
         round_s, tok_s = {}, {}
-        for length in longest:
-            seconds = self.times.seconds(self._uniform(load, length))
-            gains = [gain_of(length, self.curve.accept_length(length, row.frailty.factor)) for row in load.rows]
-            round_s[length], tok_s[length] = seconds, (load.others.gain + sum(gains)) / seconds
+        for length in max((row.lengths for row in load.rows), key=max):
+            lengths = [length if length in offer.block_lengths else offer.block_lengths[-1] for offer in offers]
+            tok_s[length] = rate_of(lengths, offers, load.others, seconds_of)
+            round_s[length] = seconds_of(load.others.num_tokens + sum(lengths))
         self.expectation = Expectation(load.num_rows, round_s, tok_s)
 
     def _uniform(self, load: Load, length: int) -> RoundShape:
         num_tokens = load.others.num_tokens + length * len(load.rows)
         return RoundShape(load.num_rows, num_tokens, load.num_kv_tokens)
 
-    def _newcomer_length(self, load: Load, chosen: Sequence[int]) -> int:
+    def _newcomer_length(self, load: Load, chosen: Sequence[int], tok_s: float, seconds_of: SecondsOf) -> int:
         """The best length of one more average request."""
         num_kv_tokens = load.num_kv_tokens * (load.num_rows + 1) // load.num_rows
         tokens = load.others.num_tokens + sum(chosen)
-        lengths = max(load.rows, key=lambda row: row.lengths[-1]).lengths
-        gain = load.others.gain + sum(
-            gain_of(length, self.curve.accept_length(length, row.frailty.factor))
-            for length, row in zip(chosen, load.rows, strict=True)
-        )
+        gain = tok_s * seconds_of(tokens)
+        lengths = max((row.lengths for row in load.rows), key=max)
+        accepted = self.curve.accept_lengths(lengths)
 
-        def rate(length: int) -> float:
-            seconds = self.times.seconds(RoundShape(load.num_rows + 1, tokens + length, num_kv_tokens))
-            return (gain + gain_of(length, self.curve.accept_length(length))) / seconds
+        def rate(pair: tuple[int, float]) -> float:
+            seconds = self.times.seconds(RoundShape(load.num_rows + 1, tokens + pair[0], num_kv_tokens))
+            return (gain + gain_of(*pair)) / seconds
 
-        return max(lengths, key=rate)
+        return max(zip(lengths, accepted, strict=True), key=rate)[0]
 
     def _trial(self, load: Load, best: Assignment, decision: Decision) -> Decision | None:
         """All rows at a length whose rounds were not timed lately, if it may turn out the best."""
@@ -276,3 +290,13 @@ class AutoController:
         number = settled[self._turn % len(settled)]
         chosen[number] = load.rows[number].lengths[1]
         return Decision(tuple(chosen), Reason.ACCEPT_PROBE, decision.newcomer, 2 * ROUNDS_PER_BLOCK)
+
+
+def _narrowed(offer: Offer, row: AutoRow, *, may_grow: bool) -> Offer:
+    """What is left of an offer: a row changes its length once at a time, and grows only where there is room."""
+    if row.is_settled and may_grow:
+        return offer
+    kept: tuple[int, ...] = (row.target,)
+    if row.is_settled:
+        kept = tuple(length for length in offer.block_lengths if length <= row.target)
+    return Offer(kept, tuple(offer.gain(length) for length in kept))

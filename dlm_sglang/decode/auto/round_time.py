@@ -18,9 +18,14 @@ _PRIOR_WEIGHT = 0.02
 _MAX_CELL_WEIGHT = 16
 _TRUSTED = 3
 _OUTLIER = 2.0
-_SWEEPS = 60
+_SWEEPS = 40
+# While there are so few, each new cell changes the line much.
+_FEW_CELLS = 12
 # Rounds until a cell that nobody visits counts half.
 _HALF_LIFE = 20_000.0
+
+
+_NUM_FEATURES = 4 + len(_KNEES)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ class RoundTimes:
         self.num_observations = 0
         self.last_s: float | None = None
         self._cells: dict[tuple[bool, int, int], _Cell] = {}
-        self._weights: list[float] | None = None
+        self._weights = [0.0] * _NUM_FEATURES
+        self._is_stale = True
 
     def observe(self, shape: RoundShape, seconds: float) -> None:
         """Learn from a round; one that took far longer than its like counts as twice its like."""
@@ -91,7 +97,8 @@ class RoundTimes:
         cell = self._cells.get(key)
         if cell is None:
             self._cells[key] = _Cell(features, seconds, 1.0, self.num_observations)
-            self._weights = None
+            if len(self._cells) <= _FEW_CELLS:
+                self._is_stale = True
             return
         cell.weight = min(cell.weight + 1, _MAX_CELL_WEIGHT)
         if cell.weight <= _TRUSTED:
@@ -103,8 +110,8 @@ class RoundTimes:
         cell.seen_at = self.num_observations
 
     def refit(self) -> None:
-        """Fit the line to the cells anew at the next question; it costs about a millisecond."""
-        self._weights = None
+        """Fit the line to the cells anew at the next question; it costs a millisecond or two."""
+        self._is_stale = True
 
     def num_seen(self, shape: RoundShape) -> float:
         """Rounds of about this shape that ran, at most 16."""
@@ -113,8 +120,8 @@ class RoundTimes:
 
     def seconds(self, shape: RoundShape) -> float:
         """Expected seconds of a round; without any observation in units of the shortest round."""
-        if self._weights is None:
-            self._weights = self._fit()
+        if self._is_stale:
+            self._weights, self._is_stale = self._fit(), False
         features = shape.features()
         fitted = _dot(self._weights, features)
         cell = self._cells.get(shape.cell())
@@ -137,7 +144,7 @@ class RoundTimes:
                     gram_row = gram[row]
                     for column in range(size):
                         gram_row[column] += scaled * features[column]
-        weights = [0.0] * size
+        weights = list(self._weights)
         for _ in range(_SWEEPS):
             for row in range(size):
                 gap = target[row] - _dot(gram[row], weights)

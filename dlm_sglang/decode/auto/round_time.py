@@ -3,6 +3,10 @@
 Rounds of about the same shape share a cell, which keeps their mean. A line through all cells, bent upwards where
 forwards stop being free, predicts shapes that never ran: non-negative least squares, with a weak prior of the
 roofline's shape (performance: query tokens are free up to FLOP rate over bandwidth, about 206).
+
+A machine may become slower or faster as a whole, as one that is shared or throttled does. That is told by the cells
+that are known well, whichever runs, and kept apart as the pace: else the shapes that ran while it was slow would look
+bad beside those that ran before.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ FREE_TOKENS = 206
 # Where the slope over query tokens may rise.
 _KNEES = (0.0, 64.0, FREE_TOKENS, 512.0, 1024.0)
 _PRIOR_WEIGHT = 0.02
-_MAX_CELL_WEIGHT = 16
+_MAX_CELL_WEIGHT = 32
 _TRUSTED = 3
 _OUTLIER = 2.0
 _SWEEPS = 40
@@ -23,6 +27,10 @@ _SWEEPS = 40
 _FEW_CELLS = 12
 # Rounds until a cell that nobody visits counts half.
 _HALF_LIFE = 20_000.0
+# Rounds until what was seen of a shape says half as much about whether it is known.
+_KNOWN_HALF_LIFE = 4_000.0
+# Share of a round's error that goes into the pace, if its cell has this weight.
+_PACE_SHARE, _KNOWN_WELL = 0.2, 4
 
 
 _NUM_FEATURES = 4 + len(_KNEES)
@@ -85,6 +93,7 @@ class RoundTimes:
     def __init__(self) -> None:
         self.num_observations = 0
         self.last_s: float | None = None
+        self._pace = 1.0
         self._cells: dict[tuple[bool, int, int], _Cell] = {}
         self._weights = [0.0] * _NUM_FEATURES
         self._is_stale = True
@@ -95,6 +104,10 @@ class RoundTimes:
         self.last_s = seconds
         key, features = shape.cell(), shape.features()
         cell = self._cells.get(key)
+        if cell is not None and cell.weight >= _KNOWN_WELL:
+            error = seconds / (self._pace * cell.seconds)
+            self._pace *= min(max(error, 1 / _OUTLIER), _OUTLIER) ** _PACE_SHARE
+        seconds /= self._pace
         if cell is None:
             self._cells[key] = _Cell(features, seconds, 1.0, self.num_observations)
             if len(self._cells) <= _FEW_CELLS:
@@ -114,9 +127,11 @@ class RoundTimes:
         self._is_stale = True
 
     def num_seen(self, shape: RoundShape) -> float:
-        """Rounds of about this shape that ran, at most 16."""
+        """Rounds of about this shape that ran, at most 32, those long ago counting less."""
         cell = self._cells.get(shape.cell())
-        return 0.0 if cell is None else cell.weight
+        if cell is None:
+            return 0.0
+        return float(cell.weight * 0.5 ** ((self.num_observations - cell.seen_at) / _KNOWN_HALF_LIFE))
 
     def seconds(self, shape: RoundShape) -> float:
         """Expected seconds of a round; without any observation in units of the shortest round."""
@@ -126,9 +141,10 @@ class RoundTimes:
         fitted = _dot(self._weights, features)
         cell = self._cells.get(shape.cell())
         if cell is None:
-            return fitted
+            return self._pace * fitted
         trust = cell.weight / (cell.weight + 1)
-        return max(fitted + trust * (cell.seconds - _dot(self._weights, cell.features)), 0.2 * cell.seconds)
+        found = fitted + trust * (cell.seconds - _dot(self._weights, cell.features))
+        return self._pace * max(found, 0.2 * cell.seconds)
 
     def _fit(self) -> list[float]:
         """Coordinate descent on the normal equations, no weight below 0."""

@@ -63,6 +63,37 @@ def test_a_machine_that_became_slower_is_noticed() -> None:
     assert times.seconds(shape) == pytest.approx(15e-3, rel=0.1)
 
 
+def test_a_machine_that_became_slower_is_slower_for_shapes_that_did_not_run_since() -> None:
+    times, one, other = RoundTimes(), _shape(8, 8), _shape(8, 32)
+    for _ in range(40):
+        times.observe(one, 5e-3)
+        times.observe(other, 8e-3)
+    for _ in range(60):
+        times.observe(one, 15e-3)
+    assert times.seconds(one) == pytest.approx(15e-3, rel=0.15)
+    assert times.seconds(other) == pytest.approx(24e-3, rel=0.25)
+
+
+def test_a_shape_that_alone_became_slower_is_told_apart_once_others_run() -> None:
+    times, one, other = RoundTimes(), _shape(8, 8), _shape(8, 32)
+    for slower in (1, 3):
+        for _ in range(150):
+            times.observe(one, 5e-3 * slower)
+            times.observe(other, 8e-3)
+    assert times.seconds(one) == pytest.approx(15e-3, rel=0.15)
+    assert times.seconds(other) == pytest.approx(8e-3, rel=0.15)
+
+
+def test_what_was_timed_long_ago_counts_as_hardly_known() -> None:
+    times, one, other = RoundTimes(), _shape(8, 8), _shape(8, 32)
+    for _ in range(20):
+        times.observe(one, 5e-3)
+    assert times.num_seen(one) > 10
+    for _ in range(12_000):
+        times.observe(other, 8e-3)
+    assert times.num_seen(one) < 3
+
+
 def test_without_any_round_the_prior_is_flat_up_to_the_free_tokens() -> None:
     times = RoundTimes()
     assert times.seconds(_shape(1, 32)) == pytest.approx(times.seconds(_shape(1, 8)), rel=0.3)

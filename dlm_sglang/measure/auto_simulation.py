@@ -54,6 +54,7 @@ class SimulatedCell:
     Attributes:
         tok_s: by setting: a block length in words, or `auto`; from the first round on, learning included.
         ratio: `auto` over the best fixed setting.
+        ratio_learnt: the same over the second half of the requests, when the first ones were learnt from.
         blocks: share of query tokens that `auto` spent by block length.
     """
 
@@ -63,6 +64,7 @@ class SimulatedCell:
     tok_s: Mapping[str, float]
     best_fixed: str
     ratio: float
+    ratio_learnt: float
     blocks: Mapping[int, float]
 
 
@@ -87,13 +89,15 @@ class Simulation:
     num_requests: int = 0
     elapsed_s: float = 0.0
     num_tokens: int = 0
+    late_tok_s: float = 0.0
     spent: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(f"rounds-{self.seed}")
 
     def run(self, num_requests: int) -> float:
-        """Tokens per second until so many requests ended."""
+        """Tokens per second until so many requests ended; `late_tok_s` is that of the second half of them."""
+        half: tuple[int, float] | None = None
         running = [self._request() for _ in range(self.concurrency)]
         has_changed, ended = True, 0
         while ended < num_requests:
@@ -107,7 +111,11 @@ class Simulation:
             for number in done:
                 running[number] = self._request()
             ended += len(done)
+            if half is None and 2 * ended >= num_requests:
+                half = self.num_tokens, self.elapsed_s
             has_changed = bool(done)
+        tokens, seconds = half or (0, 0.0)
+        self.late_tok_s = (self.num_tokens - tokens) / (self.elapsed_s - seconds)
         return self.num_tokens / self.elapsed_s
 
     def _request(self) -> _Request:
@@ -196,17 +204,17 @@ def simulate(model: str, gpu: str, context: int, concurrency: int, seed: int = 0
     def simulation(block_length: int, controller: AutoController | None = None) -> Simulation:
         return Simulation(concurrency, context, seconds_of, hazard, block_length, controller, seed)
 
-    tok_s = {
-        "AR" if length == AUTOREGRESSIVE else f"spec-{length}": simulation(length).run(num_requests)
-        for length in STANDARD_LENGTHS
-    }
+    runs = {"AR" if length == AUTOREGRESSIVE else f"spec-{length}": simulation(length) for length in STANDARD_LENGTHS}
+    tok_s = {name: run.run(num_requests) for name, run in runs.items()}
     auto = simulation(AUTOREGRESSIVE, AutoController(STANDARD_LENGTHS[-1]))
     best = max(tok_s, key=lambda name: tok_s[name])
     tok_s[AUTO] = auto.run(num_requests)
+    late = auto.late_tok_s / max(run.late_tok_s for run in runs.values())
     spent = sum(auto.spent.values())
     shares = {length: round(tokens / spent, 3) for length, tokens in sorted(auto.spent.items())}
     rounded = {name: round(rate, 1) for name, rate in tok_s.items()}
-    return SimulatedCell(model, context, concurrency, rounded, best, round(tok_s[AUTO] / tok_s[best], 3), shares)
+    ratio = round(tok_s[AUTO] / tok_s[best], 3)
+    return SimulatedCell(model, context, concurrency, rounded, best, ratio, round(late, 3), shares)
 
 
 def as_table(cells: Sequence[SimulatedCell]) -> str:
@@ -220,11 +228,14 @@ def as_table(cells: Sequence[SimulatedCell]) -> str:
             *(f"{cell.tok_s[name]:.0f}" for name in names),
             cell.best_fixed,
             f"{cell.ratio:.3f}",
+            f"{cell.ratio_learnt:.3f}",
             " ".join(f"{length}:{share:.0%}" for length, share in cell.blocks.items()),
         )
         for cell in cells
     ]
-    return render(("model", "context", "requests", *names, "best fixed", "auto/best", "query tokens"), rows, 1)
+    return render(
+        ("model", "context", "requests", *names, "best fixed", "auto/best", "second half", "query tokens"), rows, 1
+    )
 
 
 def main() -> int:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 # Published accept lengths (6.42, 9.49, 11.92 for blocks of 8, 16, 32) follow from about this rate of failure.
 PRIOR_HAZARD = 0.065
 _PRIOR_TRIALS = 4.0
-# An observation keeps this share of its weight when the next one arrives.
-_SHARED_MEMORY = 0.99
-_MEMORY_AFTER = tuple(_SHARED_MEMORY**count for count in range(33))
+# What a block told keeps this share of its weight when the next one arrives.
+_SHARED_MEMORY = 0.996
 _REQUEST_MEMORY = 0.9
 # Likewise with each round in which a request drafts nothing.
 _IDLE_MEMORY = 0.99
@@ -106,9 +105,8 @@ class AcceptCurve:
             failed = has_failed and start <= num_correct < end
             failures, trials = self._failures[group], self._trials[group]
             expected += tried * failures / trials
-            memory = _MEMORY_AFTER[tried] if tried < len(_MEMORY_AFTER) else _SHARED_MEMORY**tried
-            self._trials[group] = memory * trials + tried
-            self._failures[group] = memory * failures + failed
+            self._trials[group] = _SHARED_MEMORY * trials + tried
+            self._failures[group] = _SHARED_MEMORY * failures + failed
         frailty.observe(float(has_failed), expected)
         self.num_observations += 1
 

@@ -7,6 +7,7 @@ real model behind it (`measure/auto_simulation.py` runs it on a roofline).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -28,9 +29,9 @@ from dlm_sglang.decode.auto.row import ROUNDS_PER_BLOCK, AutoRow
 
 # Rounds between two decisions about an unchanged batch, and at least between any two.
 DECIDE_EVERY = 16
-DECIDE_AT_MOST_EVERY = 4
+DECIDE_AT_MOST_EVERY = 8
 # What a change has to promise: it costs two wide rounds and a new layout.
-HYSTERESIS = 1.03
+HYSTERESIS = 1.06
 # Decisions that may leave things as they are: what is as fast may be less fair to some requests.
 KEEP_AT_MOST = 8
 # Rounds without a verified block, after which one request drafts a block all the same.
@@ -177,7 +178,8 @@ class AutoController:
         self._times_kept = self._times_kept + 1 if stays else 0
         chosen = now if stays else best.block_lengths
         self._expect(load, full, seconds_of)
-        newcomer = self._newcomer_length(load, chosen, current if stays else best.tok_s, seconds_of)
+        # What most requests have: the next one is one of them, as far as anybody knows.
+        newcomer = Counter(chosen).most_common(1)[0][0]
         reason = Reason.FASTEST if load.may_grow else Reason.MEMORY
         decision = Decision(chosen, reason, newcomer)
         if load.may_grow:
@@ -237,20 +239,6 @@ class AutoController:
     def _uniform(self, load: Load, length: int) -> RoundShape:
         num_tokens = load.others.num_tokens + length * len(load.rows)
         return RoundShape(load.num_rows, num_tokens, load.num_kv_tokens)
-
-    def _newcomer_length(self, load: Load, chosen: Sequence[int], tok_s: float, seconds_of: SecondsOf) -> int:
-        """The best length of one more average request."""
-        num_kv_tokens = load.num_kv_tokens * (load.num_rows + 1) // load.num_rows
-        tokens = load.others.num_tokens + sum(chosen)
-        gain = tok_s * seconds_of(tokens)
-        lengths = max((row.lengths for row in load.rows), key=max)
-        accepted = self.curve.accept_lengths(lengths)
-
-        def rate(pair: tuple[int, float]) -> float:
-            seconds = self.times.seconds(RoundShape(load.num_rows + 1, tokens + pair[0], num_kv_tokens))
-            return (gain + gain_of(*pair)) / seconds
-
-        return max(zip(lengths, accepted, strict=True), key=rate)[0]
 
     def _trial(self, load: Load, best: Assignment, decision: Decision) -> Decision | None:
         """All rows at a length whose rounds were not timed lately, if it may turn out the best."""

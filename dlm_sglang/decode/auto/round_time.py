@@ -18,10 +18,12 @@ from dataclasses import dataclass
 FREE_TOKENS = 206
 # Where the slope over query tokens may rise.
 _KNEES = (0.0, 64.0, FREE_TOKENS, 512.0, 1024.0)
-_PRIOR_WEIGHT = 0.02
+_PRIOR_WEIGHT = 0.004
 _MAX_CELL_WEIGHT = 32
 _TRUSTED = 3
 _OUTLIER = 2.0
+# Rounds of a shape that the line through all of them is worth.
+_DOUBT = 4.0
 _SWEEPS = 40
 # While there are so few, each new cell changes the line much.
 _FEW_CELLS = 12
@@ -142,7 +144,7 @@ class RoundTimes:
         cell = self._cells.get(shape.cell())
         if cell is None:
             return self._pace * fitted
-        trust = cell.weight / (cell.weight + 1)
+        trust = cell.weight / (cell.weight + _DOUBT)
         found = fitted + trust * (cell.seconds - _dot(self._weights, cell.features))
         return self._pace * max(found, 0.2 * cell.seconds)
 

@@ -73,6 +73,6 @@ def test_what_changed_is_learnt_anew() -> None:
     rng = random.Random(4)
     curve = AcceptCurve(32)
     for hazard in (0.4, 0.02):
-        for _ in range(300):
+        for _ in range(1000):
             curve.observe(16, _accepted(rng, 16, hazard), Frailty())
     assert curve.accept_length(16) == pytest.approx(_mean_accepted(16, 0.02), rel=0.15)

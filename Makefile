@@ -56,6 +56,14 @@ check: setup-dev ## formatting, lint and types
 bench: setup ## measure the modes against plain SGLang
 	@exec $(BIN)/dlm-sglang bench $(ARGS)
 
+.PHONY: bench-auto
+bench-auto: setup ## measure auto against fixed block lengths at 1 to 64 requests (about 10 minutes)
+	@exec $(BIN)/python -m dlm_sglang.measure.auto_bench --out docs/results/auto-cpu.jsonl $(ARGS)
+
+.PHONY: simulate-auto
+simulate-auto: setup ## auto against fixed block lengths on a simulated H200, no GPU needed
+	@exec $(BIN)/python -m dlm_sglang.measure.auto_simulation --out docs/results/auto-h200-simulated.json $(ARGS)
+
 .PHONY: bench-engine
 bench-engine: setup ## measure where a decode round's time goes
 	@exec $(BIN)/python -m dlm_sglang.measure.engine $(ARGS)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 MIN_BLOCK_LENGTH = 2
+MAX_LATENCY_BUDGET_MS = 3_600_000
 
 
 class GenerationMode(StrEnum):
@@ -18,13 +19,14 @@ class GenerationMode(StrEnum):
     AUTOREGRESSIVE = "autoregressive"
     DIFFUSION = "diffusion"
     SELF_SPECULATION = "self_speculation"
+    AUTO = "auto"
 
 
 MODE_ALIASES = {"ar": GenerationMode.AUTOREGRESSIVE}
-MODES_TO_COME = ("auto",)
 _DIFFUSION = frozenset({GenerationMode.DIFFUSION})
 _SELF_SPECULATION = frozenset({GenerationMode.SELF_SPECULATION})
 _BLOCKWISE = _DIFFUSION | _SELF_SPECULATION
+_AUTO = frozenset({GenerationMode.AUTO})
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Field:
         allowed: the range in words; `{max_block_length}` is filled in from the server's limits.
         default: the default in words.
         modes: modes that honour the field.
+        elsewhere: why the other modes do not honour it, where that is not plain.
         nullable: an explicit null is a value of its own; elsewhere null means "not given".
     """
 
@@ -47,24 +50,25 @@ class Field:
     meaning: str
     nullable: bool = False
     condition: str = ""
+    elsewhere: str = ""
 
 
 FIELDS: tuple[Field, ...] = (
     Field(
         "generation_mode",
         "string",
-        "`autoregressive` (or `ar`), `diffusion`, `self_speculation`",
+        "`autoregressive` (or `ar`), `diffusion`, `self_speculation`, `auto`",
         "the server's `default_generation_mode`",
         frozenset(GenerationMode),
-        "how tokens are produced",
+        "how tokens are produced; `auto` gives the tokens of `autoregressive`, by blocks whose length follows load",
     ),
     Field(
         "block_length",
         "integer",
         "2..{max_block_length}",
-        "the server's `default_block_length`",
-        _BLOCKWISE,
-        "positions decoded together, the seed token included",
+        "the server's `default_block_length`; in `auto` the longest that the server allows",
+        _BLOCKWISE | _AUTO,
+        "positions decoded together, the seed token included; in `auto` the longest that may be chosen",
     ),
     Field(
         "max_denoising_steps",
@@ -117,6 +121,16 @@ FIELDS: tuple[Field, ...] = (
         _BLOCKWISE,
         "the stream also tells of each block as it stands after every denoise forward (docs/streaming.md)",
         condition="only with `stream`",
+    ),
+    Field(
+        "latency_budget_ms",
+        "integer",
+        f"1..{MAX_LATENCY_BUDGET_MS}",
+        "no budget",
+        _DIFFUSION,
+        "milliseconds from the request's arrival to its last token, should it use all of `max_tokens`; where time runs "
+        "short, threshold and steps fall, down to `budget_min_threshold` and `budget_min_steps`",
+        elsewhere="the other modes give the model's plain output, which does not come sooner for settling for less",
     ),
 )
 FIELD_BY_NAME: Mapping[str, Field] = {field.name: field for field in FIELDS}

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from dlm_sglang.errors import RequestError, SettingsError, shown
-from dlm_sglang.param_table import FIELD_BY_NAME, MIN_BLOCK_LENGTH, MODE_ALIASES, MODES_TO_COME, GenerationMode
+from dlm_sglang.param_table import (
+    FIELD_BY_NAME,
+    MAX_LATENCY_BUDGET_MS,
+    MIN_BLOCK_LENGTH,
+    MODE_ALIASES,
+    GenerationMode,
+)
 
 __all__ = [
     "DENOISING_KEY",
@@ -74,11 +80,12 @@ class DecodeParams:
     """The parameters of one request after defaults and checks.
 
     Attributes:
-        block_length: 1 in autoregressive mode.
-        max_denoising_steps: 0 in autoregressive mode, 1 in self-speculation without draft threshold.
+        block_length: 1 in autoregressive mode, the longest that may be chosen in `auto`.
+        max_denoising_steps: 0 in autoregressive mode, 1 in `auto` and in self-speculation without draft threshold.
         confidence_threshold: None spreads masks evenly over the steps; None outside diffusion mode.
         max_thinking_tokens: None lets thoughts end by themselves.
         stream_denoising: the client of this stream watches its blocks; False in autoregressive mode.
+        latency_budget_ms: None is no budget.
     """
 
     mode: GenerationMode
@@ -89,6 +96,7 @@ class DecodeParams:
     seeded_blocks: bool = True
     max_thinking_tokens: int | None = None
     stream_denoising: bool = False
+    latency_budget_ms: int | None = None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object], limits: ServerLimits) -> DecodeParams:
@@ -115,9 +123,10 @@ class DecodeParams:
         if mode is GenerationMode.AUTOREGRESSIVE:
             return cls(mode, block_length=1, max_denoising_steps=0, max_thinking_tokens=thinking)
         watched = _boolean(sent, "stream_denoising", default=False)
-        block_length = _integer(
-            sent, "block_length", MIN_BLOCK_LENGTH, limits.max_block_length, limits.default_block_length
-        )
+        default_length = limits.max_block_length if mode is GenerationMode.AUTO else limits.default_block_length
+        block_length = _integer(sent, "block_length", MIN_BLOCK_LENGTH, limits.max_block_length, default_length)
+        if mode is GenerationMode.AUTO:
+            return cls(mode, block_length, max_denoising_steps=1, max_thinking_tokens=thinking)
         if mode is GenerationMode.DIFFUSION:
             return cls(
                 mode,
@@ -127,6 +136,7 @@ class DecodeParams:
                 seeded_blocks=_boolean(sent, "seeded_blocks", default=True),
                 max_thinking_tokens=thinking,
                 stream_denoising=watched,
+                latency_budget_ms=_integer(sent, "latency_budget_ms", 1, MAX_LATENCY_BUDGET_MS, 0) or None,
             )
         draft_threshold = _number(sent, "draft_threshold", limits.default_draft_threshold)
         if draft_threshold > 0:
@@ -159,6 +169,8 @@ class DecodeParams:
             flat["max_thinking_tokens"] = self.max_thinking_tokens
         if self.stream_denoising:
             flat["stream_denoising"] = True
+        if self.latency_budget_ms is not None:
+            flat["latency_budget_ms"] = self.latency_budget_ms
         return flat
 
     @classmethod
@@ -215,17 +227,11 @@ def parse_mode(value: object) -> GenerationMode:
     """The mode that a name or alias stands for.
 
     Raises:
-        RequestError: there is no such mode, or not yet.
+        RequestError: there is no such mode.
     """
     allowed = f"one of {', '.join(GenerationMode)} (or ar)"
     if not isinstance(value, str):
         raise _wrong_type("generation_mode", value, allowed)
-    if value in MODES_TO_COME:
-        raise RequestError(
-            f"generation_mode {value!r} is not available yet; it must be {allowed}",
-            param="generation_mode",
-            code="mode-not-available",
-        )
     if value in MODE_ALIASES:
         return MODE_ALIASES[value]
     if value not in list(GenerationMode):
@@ -294,9 +300,10 @@ def _out_of_range(name: str, value: object, allowed: str) -> RequestError:
 def _not_honoured(name: str, value: object, mode: GenerationMode) -> RequestError:
     field = FIELD_BY_NAME[name]
     condition = f", {field.condition}" if field.condition else ""
+    reason = f": {field.elsewhere}" if field.elsewhere else ""
     return RequestError(
         f"{name} has no effect in {mode} mode, got {shown(value)}; it is honoured in "
-        f"{', '.join(sorted(field.modes))}{condition}",
+        f"{', '.join(sorted(field.modes))}{condition}{reason}",
         param=name,
         code="parameter-not-honoured",
         hint=f"leave {name} out or choose another generation_mode",

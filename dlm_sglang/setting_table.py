@@ -149,6 +149,21 @@ SETTINGS: tuple[Setting, ...] = (
         high=1,
     ),
     Setting(
+        "budget_min_threshold",
+        "number",
+        0.5,
+        "diffusion with `latency_budget_ms`: no confidence threshold is lowered below this",
+        low=0.0001,
+        high=1,
+    ),
+    Setting(
+        "budget_min_steps",
+        "integer",
+        2,
+        "diffusion with `latency_budget_ms`: no number of denoising steps per block is lowered below this",
+        low=1,
+    ),
+    Setting(
         "overlap_schedule",
         "string",
         "auto",

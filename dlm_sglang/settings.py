@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dlm_sglang.decode.budget import BudgetBounds
 from dlm_sglang.errors import RequestError, SettingsError, shown
 from dlm_sglang.param_table import MIN_BLOCK_LENGTH, GenerationMode
 from dlm_sglang.params import ServerLimits, parse_mode
@@ -71,6 +72,7 @@ class DecodeSettings:
     default_block_length: int | None
     default_confidence_threshold: float | None
     default_draft_threshold: float
+    budget_bounds: BudgetBounds = BudgetBounds(0.5, 2)  # noqa: RUF009 - frozen
     overlap_schedule: str = "auto"
     pad_rounds: str = "auto"
     max_padded_tokens: int = 1024
@@ -103,6 +105,7 @@ class DecodeSettings:
             default_block_length=None if block_length is None else int(block_length),
             default_confidence_threshold=number("default_confidence_threshold"),
             default_draft_threshold=number("default_draft_threshold") or 0.0,
+            budget_bounds=BudgetBounds(number("budget_min_threshold") or 0.0, int(number("budget_min_steps") or 1)),
             overlap_schedule=str(resolved["overlap_schedule"].value),
             pad_rounds=str(resolved["pad_rounds"].value),
             max_padded_tokens=int(number("max_padded_tokens") or 0),

@@ -185,7 +185,10 @@ Fields that are not listed are SGLang's and pass unchanged.
 def markdown() -> str:
     """The page `docs/fields.md`."""
     modes = tuple(GenerationMode)
-    lines = [f"| field | routes | {' | '.join(f'`{mode}`' for mode in modes)} | meaning |", "| --- " * 6 + "|"]
+    lines = [
+        f"| field | routes | {' | '.join(f'`{mode}`' for mode in modes)} | meaning |",
+        "| --- " * (3 + len(modes)) + "|",
+    ]
     for field in OPENAI_FIELDS:
         routes = ", ".join(route.removeprefix("/v1/") for route in field.examples)
         cells = [cell(field, next(iter(field.examples)), mode) for mode in modes]

@@ -24,6 +24,7 @@ class Series:
         labels: label names.
         meaning: what one observation or increment is.
         buckets: upper bounds, of a histogram.
+        sums_processes: a gauge is the sum over the HTTP processes; else the value set last.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Series:
     labels: tuple[str, ...]
     meaning: str
     buckets: tuple[float, ...] = ()
+    sums_processes: bool = True
 
 
 _LENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
@@ -86,6 +88,33 @@ SERIES: tuple[Series, ...] = (
         "decode forwards of choices that were aborted: work that nobody got",
     ),
     Series("dlm_aborted_output_tokens_total", Kind.COUNTER, ("mode",), "tokens of choices that were aborted"),
+    Series(
+        "dlm_auto_blocks_total",
+        Kind.COUNTER,
+        ("block_length",),
+        "blocks of ended choices under `auto` by length, 1 for a token decoded alone; sums of `dlm.auto.blocks`",
+    ),
+    Series(
+        "dlm_auto_choices_total",
+        Kind.COUNTER,
+        ("reason",),
+        "ended choices under `auto`, by the reason of their last block length, `dlm.auto.reason`",
+    ),
+    Series(
+        "dlm_auto_round_seconds",
+        Kind.GAUGE,
+        ("block_length",),
+        "what a round was last expected to take with all requests under `auto` at that length, as learnt from rounds; "
+        "of the last ended choice, `dlm.auto.round_ms`",
+        sums_processes=False,
+    ),
+    Series(
+        "dlm_auto_expected_tokens_per_second",
+        Kind.GAUGE,
+        ("block_length",),
+        "tokens per second that the whole batch was expected to win then, `dlm.auto.tok_s`",
+        sums_processes=False,
+    ),
     Series(
         "dlm_refused_requests_total",
         Kind.COUNTER,

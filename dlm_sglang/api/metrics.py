@@ -59,9 +59,22 @@ class Metrics:
         if blocks:
             self._histograms["dlm_denoising_steps_per_block"].labels(mode).observe(denoise / blocks)
             self._histograms["dlm_accept_length"].labels(mode).observe(_number(stats, "mean_accept_length"))
+        auto = stats.get("auto")
+        if isinstance(auto, Mapping):
+            self._auto(auto)
         if finish_reason == ABORTED:
             self._counters["dlm_aborted_forwards_total"].labels(mode).inc(denoise + commit)
             self._counters["dlm_aborted_output_tokens_total"].labels(mode).inc(num_tokens)
+
+    def _auto(self, told: Mapping[str, object]) -> None:
+        """Count what `auto` chose for a choice, and show what it expected last."""
+        for length, count in _entries(told, "blocks"):
+            self._counters["dlm_auto_blocks_total"].labels(length).inc(count)
+        self._counters["dlm_auto_choices_total"].labels(str(told.get("reason", _UNKNOWN))).inc()
+        for length, round_ms in _entries(told, "round_ms"):
+            self._gauges["dlm_auto_round_seconds"].labels(length).set(round_ms / 1e3)
+        for length, tok_s in _entries(told, "tok_s"):
+            self._gauges["dlm_auto_expected_tokens_per_second"].labels(length).set(tok_s)
 
     @contextmanager
     def in_flight(self, mode: str | None) -> Iterator[None]:
@@ -86,9 +99,23 @@ class Metrics:
         elif series.kind is Kind.HISTOGRAM:
             self._histograms[name] = Histogram(name, meaning, labels, buckets=series.buckets, registry=registry)
         else:
-            self._gauges[name] = Gauge(name, meaning, labels, registry=registry, multiprocess_mode="livesum")
+            self._gauges[name] = Gauge(
+                name,
+                meaning,
+                labels,
+                registry=registry,
+                multiprocess_mode="livesum" if series.sums_processes else "livemostrecent",
+            )
 
 
 def _number(stats: Mapping[str, object], name: str) -> float:
     value = stats.get(name, 0)
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _entries(told: Mapping[str, object], name: str) -> list[tuple[str, float]]:
+    """The numbers of a nested object, by key."""
+    values = told.get(name)
+    if not isinstance(values, Mapping):
+        return []
+    return [(str(key), _number(values, key)) for key in values]

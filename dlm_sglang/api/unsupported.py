@@ -112,7 +112,7 @@ REFUSALS: tuple[Refusal, ...] = (
         _unset,
         "null",
         "a causal forward does not see what follows",
-        {GenerationMode.AUTOREGRESSIVE, GenerationMode.SELF_SPECULATION},
+        frozenset(GenerationMode) - {GenerationMode.DIFFUSION},
     ),
     *_row("best_of", "openai", _one, "1", "the worker returns every choice that it decodes"),
     *_row("functions function_call", "openai", _unset, "null", "this old form of tools and tool_choice is not served"),

@@ -25,8 +25,8 @@ status 400; the error names the field.
 
 {fields}
 
-Model names carry a mode too: with `NAME:diffusion`, `NAME:self_speculation`, `NAME:autoregressive` or `NAME:ar`, NAME
-being the served name, a client that can send no other field chooses the mode. `/v1/models` lists them.
+Model names carry a mode too: with `NAME:auto`, `NAME:diffusion`, `NAME:self_speculation`, `NAME:autoregressive` or
+`NAME:ar`, NAME being the served name, a client that can send no other field chooses the mode. `/v1/models` lists them.
 
 ## Server settings
 
@@ -119,7 +119,7 @@ def _field_schema(field: Field) -> dict[str, object]:
         schema["enum"] = [*GenerationMode, *MODE_ALIASES, None]
     elif field.name == "block_length":
         schema["minimum"] = MIN_BLOCK_LENGTH
-    elif field.name == "max_denoising_steps":
+    elif field.json_type == "integer":
         schema["minimum"] = 1
     elif field.json_type == "number":
         schema["exclusiveMinimum" if field.nullable else "minimum"] = 0

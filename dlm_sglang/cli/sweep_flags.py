@@ -23,7 +23,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(GenerationMode),
         metavar="MODE",
-        help="generation modes; none sends no field of ours, for other servers (default: all three)",
+        help="generation modes; none sends no field of ours, for other servers (default: all)",
     )
     group.add_argument("--block-lengths", type=int, nargs="+", default=[], metavar="N", help="default: the server's")
     group.add_argument(

@@ -16,8 +16,8 @@ from dlm_sglang.decode.policy import DecodePolicy
 class RoundLayout:
     """R rows with their policies and T query tokens, rows one after another.
 
-    The host knows everything here without reading the device. A row is as wide as its policy's block length;
-    a block that the context's end cuts leaves padding tokens at the end of its row.
+    The host knows everything here without reading the device. A row is as wide as the longest block that it may be
+    in; a shorter one, and one that the context's end cuts, leaves padding tokens at the end of its row.
 
     Attributes:
         widths: `[R]` int32, query tokens per row.
@@ -69,14 +69,18 @@ class RoundLayout:
         return per_token[self.token_index]
 
 
-def make_layout(policies: Sequence[DecodePolicy], device: torch.device | str) -> RoundLayout:
+def make_layout(
+    policies: Sequence[DecodePolicy], device: torch.device | str, widths: Sequence[int] | None = None
+) -> RoundLayout:
     """Lay out the rounds of a batch; valid until a request joins or leaves it.
 
     Args:
         policies: R >= 1 policies.
         device: where the rounds run.
+        widths: positions of each row; None takes the policies' block lengths.
     """
-    widths = [policy.block_length for policy in policies]
+    if widths is None:
+        widths = [policy.first_block_length for policy in policies]
     max_width = max(widths)
     lens = torch.tensor(widths, dtype=torch.int64)
     starts = lens.cumsum(0) - lens

@@ -13,7 +13,7 @@ class DecodePolicy:
 
     Attributes:
         mode: preset that the policy came from, for reports.
-        block_length: positions per block, 1 decodes autoregressively.
+        block_length: positions per block, 1 decodes autoregressively; in `auto` the longest that may be chosen.
         max_denoising_steps: denoise forwards allowed per block; at the last one every mask is filled.
         confidence_threshold: a mask is filled when its token reaches it; None spreads masks over the steps.
         accepts_whole_block: True commits the block as drafted, False only the prefix that the verifier confirms.
@@ -24,6 +24,7 @@ class DecodePolicy:
         seed: 63-bit seed of the request's stateless randomness.
         stop_ids: tokens that end the request.
         max_new_tokens: tokens that may still be emitted.
+        latency_budget_ms: the request is to end so long after it came, for less quality if need be; None is no limit.
     """
 
     mode: GenerationMode
@@ -40,6 +41,7 @@ class DecodePolicy:
     seed: int
     stop_ids: tuple[int, ...]
     max_new_tokens: int
+    latency_budget_ms: int | None = None
 
     @property
     def is_autoregressive(self) -> bool:
@@ -48,7 +50,12 @@ class DecodePolicy:
     @property
     def uses_drafter(self) -> bool:
         """Whether denoise rows run with the drafter adapter (spec section 2.1: linear-spec draft only)."""
-        return self.mode is GenerationMode.SELF_SPECULATION
+        return self.mode in (GenerationMode.SELF_SPECULATION, GenerationMode.AUTO)
+
+    @property
+    def first_block_length(self) -> int:
+        """Positions of the block that a prefill begins; `auto` resizes it before the first round."""
+        return 1 if self.mode is GenerationMode.AUTO else self.block_length
 
 
 def make_policy(
@@ -87,4 +94,5 @@ def make_policy(
         seed=seed,
         stop_ids=stop_ids,
         max_new_tokens=max_new_tokens,
+        latency_budget_ms=params.latency_budget_ms,
     )

@@ -167,12 +167,40 @@ class BlockState:
         self.canvas[slots] = torch.where(is_later, self.mask_token_id, seed_ids[:, None])
         self.is_masked[slots] = is_later & (self.offsets < progress[:, :1])
 
+    def retarget(self, slots: Tensor, seq_lens: Tensor, lengths: list[int], is_resized: list[bool]) -> None:
+        """Give blocks that begin from now on another length.
+
+        Args:
+            slots, seq_lens: `[R]` int64.
+            lengths: R block lengths.
+            is_resized: R flags; the block under way, which holds nothing but its seed, takes its new length at once.
+        """
+        lengths_there, resized_there = self._column(
+            list(map(list, zip(lengths, is_resized, strict=True))), torch.int64
+        ).unbind(1)
+        self.policy_ints[slots, PolicyInts._fields.index("block_length")] = lengths_there
+        length = torch.minimum(lengths_there, self.context_length - seq_lens)
+        resizes, is_later = resized_there[:, None].bool(), self.offsets >= 1
+        kept = self.progress[slots]
+        fresh = torch.stack((length, (length <= 1).long(), torch.zeros_like(length), kept[:, -1]), dim=1)
+        self.progress[slots] = torch.where(resizes, fresh, kept)
+        self.canvas[slots] = torch.where(resizes & is_later, self.mask_token_id, self.canvas[slots])
+        self.is_masked[slots] = torch.where(resizes, is_later & (self.offsets < length[:, None]), self.is_masked[slots])
+
+    def set_effort(self, slots: Tensor, steps: list[int], thresholds: list[float | None]) -> None:
+        """Give `[R]` slots other numbers of denoising steps and confidence thresholds, from the coming round on."""
+        self.policy_ints[slots, PolicyInts._fields.index("max_denoising_steps")] = self._column(steps, torch.int64)
+        values = [math.nan if threshold is None else threshold for threshold in thresholds]
+        self.policy_floats[slots, PolicyFloats._fields.index("confidence_threshold")] = self._column(
+            values, torch.float32
+        )
+
     def _first_row(self, policy: DecodePolicy, remaining: int, seq_len: int) -> list[int]:
         """Columns of `PolicyInts`, `Progress` and the stop ids."""
-        length = min(policy.block_length, self.context_length - seq_len)
+        length = min(policy.first_block_length, self.context_length - seq_len)
         stop_ids = policy.stop_ids[:MAX_STOP_IDS]
         return [
-            policy.block_length,
+            policy.first_block_length,
             policy.max_denoising_steps,
             policy.accepts_whole_block,
             policy.seeded_blocks,
@@ -187,6 +215,8 @@ class BlockState:
             *(-1 for _ in range(MAX_STOP_IDS - len(stop_ids))),
         ]
 
-    def _column(self, values: list[int] | list[list[int]] | list[list[float]], dtype: torch.dtype) -> Tensor:
+    def _column(
+        self, values: list[int] | list[float] | list[list[int]] | list[list[float]], dtype: torch.dtype
+    ) -> Tensor:
         column = torch.tensor(values, dtype=dtype, pin_memory=self.device.type == "cuda")
         return column.to(self.device, non_blocking=True)

@@ -36,6 +36,7 @@ BENCH_SETTINGS = (
     DecodeSetting("autoregressive"),
     DecodeSetting("self_speculation", 16),
     DecodeSetting("self_speculation", 32),
+    DecodeSetting("auto"),
     DecodeSetting("diffusion", 16, confidence_threshold=0.9),
 )
 # Blocks with this ending are text, not tables.

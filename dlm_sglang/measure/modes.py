@@ -23,10 +23,12 @@ ANSWER_TOKENS = 128
 SELF_SPECULATION: Fields = {"generation_mode": "self_speculation"}
 DIFFUSION: Fields = {"generation_mode": "diffusion", "confidence_threshold": 0.9}
 AUTOREGRESSIVE: Fields = {"generation_mode": "autoregressive"}
+AUTO: Fields = {"generation_mode": "auto"}
 MODES: dict[str, Sequence[Fields]] = {
     "autoregressive": [AUTOREGRESSIVE],
     "diffusion": [DIFFUSION],
     "self_speculation": [SELF_SPECULATION],
+    "auto": [AUTO],
     "mixed, a third each": [AUTOREGRESSIVE, DIFFUSION, SELF_SPECULATION],
 }
 

@@ -106,8 +106,8 @@ def pareto(rows: Sequence[QualityRow]) -> list[QualityRow]:
 def recommend(rows: Sequence[QualityRow], max_loss: float, objective: str = "tpf") -> Recommendation:
     """The fastest setting whose loss is, with 95 % confidence, at most `max_loss`.
 
-    Self-speculation that gives the baseline's very answers loses nothing, however few the prompts are: it is
-    exact by construction. Other modes prove no more than their interval says.
+    Self-speculation and `auto` that give the baseline's very answers lose nothing, however few the prompts are: they
+    are exact by construction. Other modes prove no more than their interval says.
     """
     allowed = [row for row in rows if _is_exact(row) or row.loss_high <= max_loss]
 
@@ -161,7 +161,7 @@ def warnings(rows: Sequence[QualityRow], trained_block_length: int | None) -> li
 
 
 def _is_exact(row: QualityRow) -> bool:
-    return row.same_answers and row.mode in (BASELINE_MODE, "self_speculation")
+    return row.same_answers and row.mode in (BASELINE_MODE, "self_speculation", "auto")
 
 
 def _row(line: Line, baseline: Line) -> QualityRow:

@@ -13,6 +13,7 @@ from dlm_sglang.decode.controlled import RoundControls
 from dlm_sglang.decode.layout import RoundLayout
 from dlm_sglang.decode.round import RoundInputs
 from dlm_sglang.decode.watch import Watch
+from dlm_sglang.seams.choices import Choices
 
 
 class DlmRoundState(SpecInput):
@@ -25,6 +26,9 @@ class DlmRoundState(SpecInput):
         watch: the rows whose denoising is streamed, made with the layout; None where there are none.
         may_cut: some row is so near the context's end that its block may not fit.
         max_kv_len: upper bound of any row's keys in the coming round.
+        choices: who chooses block lengths under `auto`, and effort under a budget.
+        widths: positions of each row in the coming round.
+        num_kv_tokens: keys of all rows together, as far as the host knows.
         future_indices: set by SGLang's overlapped loop; `DlmFutureMap` goes by the batch's own slots.
     """
 
@@ -34,20 +38,17 @@ class DlmRoundState(SpecInput):
     # What SGLang's relay between overlapped iterations would carry for other algorithms.
     bonus_tokens = topk_p = topk_index = hidden_states = dsa_topk_indices = None
 
-    def __init__(
-        self,
-        max_block_length: int,
-        layout: RoundLayout | None = None,
-        controls: RoundControls | None = None,
-        watch: Watch | None = None,
-    ) -> None:
+    def __init__(self, max_block_length: int) -> None:
         super().__init__(SpecInputType.UNO_STATE)
         self.max_block_length = max_block_length
-        self.layout = layout
-        self.controls = controls
-        self.watch = watch
+        self.layout: RoundLayout | None = None
+        self.controls: RoundControls | None = None
+        self.watch: Watch | None = None
         self.may_cut = False
         self.max_kv_len = 0
+        self.choices: Choices | None = None
+        self.widths: list[int] = []
+        self.num_kv_tokens = 0
 
     def filter_batch(self, new_indices: torch.Tensor, new_indices_cpu: list[int] | None = None) -> None:
         """Follow the batch when requests leave it."""
@@ -99,11 +100,17 @@ def prepare_decode_round(original: Any, batch: Any) -> None:
         return
     allocator = batch.token_to_kv_pool_allocator
     page_size = allocator.page_size
+    if spec_info.choices is not None:
+        spec_info.choices.choose(batch)
     rows, num_needed, longest, may_cut = [], 0, 0, False
+    widths, spec_info.num_kv_tokens = [], 0
     for row, req in enumerate(batch.reqs):
         kv, state = req.kv, req.dlm
-        reach = kv.kv_committed_len + state.num_pending_tokens + state.policy.block_length
-        state.num_pending_tokens += state.policy.block_length
+        num_pending = state.num_pending_tokens
+        widths.append(state.launch())
+        reach = kv.kv_committed_len + num_pending + widths[-1]
+        spec_info.num_kv_tokens += kv.kv_committed_len
+        may_cut = may_cut or not (state.auto is None or state.auto.is_settled)
         longest = reach if reach > longest else longest
         # Most rows hold their slots already: only the others pay for the exact count.
         if kv.kv_allocated_len < reach:
@@ -112,6 +119,8 @@ def prepare_decode_round(original: Any, batch: Any) -> None:
             if missing > 0:
                 rows.append((req, row, reach))
                 num_needed += missing
+    if widths != spec_info.widths:
+        spec_info.widths, spec_info.layout = widths, None
     spec_info.may_cut = may_cut
     spec_info.max_kv_len = min(longest, batch.reqs[0].dlm.context_length)
     if rows:
@@ -132,7 +141,7 @@ def tokens_for_next_round(original: Any, batch: Any, requests: list[Any], page_s
         return at_most
     total = 0
     for req in requests:
-        reach = req.kv.kv_committed_len + req.dlm.num_pending_tokens + req.dlm.policy.block_length
+        reach = req.kv.kv_committed_len + req.dlm.num_pending_tokens + req.dlm.width
         total += max(0, _whole_pages(reach, req.dlm.context_length, page_size) - req.kv.kv_allocated_len)
     return total
 

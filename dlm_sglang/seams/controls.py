@@ -41,12 +41,14 @@ def controls_of(req: Any, params: DecodeParams, stop_ids: tuple[int, ...]) -> Co
     return controls if controls.concerns_choice or controls.wants_logprobs else None
 
 
-def round_controls(reqs: Sequence[Any], vocab_size: int, device: torch.device | str) -> RoundControls | None:
-    """The controls of a decode round."""
+def round_controls(
+    reqs: Sequence[Any], widths: Sequence[int], vocab_size: int, device: torch.device | str
+) -> RoundControls | None:
+    """The controls of a decode round with these query tokens per row."""
     rows = [ControlledRow(req.dlm.controls, req.dlm.history, _matcher(req)) for req in reqs]
     if not any(row.controls or row.matcher for row in rows):
         return None
-    return make_controls(rows, [req.dlm.policy.block_length for req in reqs], vocab_size, device)
+    return make_controls(rows, widths, vocab_size, device)
 
 
 def prefill_controls(reqs: Sequence[Any], vocab_size: int, device: torch.device | str) -> RoundControls | None:

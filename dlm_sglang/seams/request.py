@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlm_sglang.decode.auto.row import AutoRow
+from dlm_sglang.decode.budget import BudgetRow
 from dlm_sglang.decode.controls import Controls, History
 from dlm_sglang.decode.policy import DecodePolicy, make_policy
 from dlm_sglang.decode.stats import DecodeStats
@@ -32,6 +34,9 @@ class RequestState:
         history: what its controls remember of its output; made anew by each prefill.
         is_watched: its stream tells of each denoise forward.
         block: what the last round left to tell, on its way to the stream (see `decode/watch.py`).
+        auto: the block lengths of a request under `auto`.
+        budget: the effort of a request with a latency budget.
+        reports: make the parts of its statistics that tell of them, by name.
     """
 
     policy: DecodePolicy
@@ -43,6 +48,20 @@ class RequestState:
     history: History | None = None
     is_watched: bool = False
     block: dict[str, Any] | None = None
+    auto: AutoRow | None = None
+    budget: BudgetRow | None = None
+    reports: dict[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Positions that the request needs in the coming round."""
+        return self.policy.block_length if self.auto is None else self.auto.width
+
+    def launch(self) -> int:
+        """A round is launched for the request: the positions that it has in it."""
+        width = self.policy.block_length if self.auto is None else self.auto.launch()
+        self.num_pending_tokens += width
+        return width
 
 
 def request_state(req: Any, limits: ServerLimits, context_length: int) -> RequestState:

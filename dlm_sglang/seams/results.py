@@ -11,9 +11,11 @@ from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOu
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.utils.common import async_d2h
 
+from dlm_sglang.decode.auto.round_time import RoundShape
 from dlm_sglang.decode.logprobs import RoundLogprobs
 from dlm_sglang.decode.watch import Watch, provisional_block
 from dlm_sglang.params import DENOISING_KEY, FLAT_KEY
+from dlm_sglang.seams.choices import Choices
 from dlm_sglang.seams.logprobs import give_round_logprobs
 
 
@@ -26,12 +28,16 @@ class DlmRoundResult(GenerationBatchResult):
         logprobs: of the rows that return them, or None.
         watch: the rows whose denoising is streamed; None where there are none.
         watched_blocks: their blocks as the round left them, see `Watch.look`.
+        choices: learn from the round.
+        shape: of the round.
     """
 
     is_denoise: torch.Tensor | None = None
     logprobs: RoundLogprobs | None = None
     watch: Watch | None = None
     watched_blocks: torch.Tensor | None = None
+    choices: Choices | None = None
+    shape: RoundShape | None = None
 
     def copy_to_cpu(self, return_logprob: bool, return_hidden_states: bool = True) -> None:
         """Start the copies that result processing waits for, one iteration later when loops overlap."""
@@ -54,7 +60,7 @@ def account_round(original: Callable[..., None], processor: Any, batch: Any, res
     if isinstance(result, DlmRoundResult):
         if result.copy_done is not None:
             result.copy_done.synchronize()
-        assert result.accept_lens is not None
+        assert result.accept_lens is not None and result.choices is not None
         if result.logprobs is not None:
             give_round_logprobs(
                 result.logits_output, result.logprobs, len(batch.reqs), result.speculative_num_draft_tokens
@@ -68,10 +74,12 @@ def account_round(original: Callable[..., None], processor: Any, batch: Any, res
             state = req.dlm
             state.stats.count_round(is_denoise=denoised, accept_len=accepted)
             state.num_scratch_tokens = accepted if denoised else 0
-            state.num_pending_tokens -= state.policy.block_length
+            state.num_pending_tokens -= result.choices.account(state, is_denoise=denoised, accept_len=accepted)
         if result.watch is not None and result.watched_blocks is not None:
             _note_blocks(batch.reqs, result.watch, result.watched_blocks.tolist(), is_denoise, accept_lens)
     original(processor, batch, result)
+    if isinstance(result, DlmRoundResult) and result.choices is not None:
+        result.choices.processed(result.shape)
 
 
 def _note_blocks(
@@ -99,6 +107,9 @@ def hold_emissions(original: Callable[..., None], processor: Any, batch: Any, re
         if not req.finished() and not req.is_retracted:
             req.inflight_middle_chunks += 1
     original(processor, batch, result)
+    choices = getattr(result, "choices", None)
+    if choices is not None:
+        choices.processed(None)
 
 
 def skip_silent_rounds(original: Callable[..., None], req: Any, new_accepted_len: int = 1) -> None:
@@ -152,4 +163,5 @@ def _report(req: Any) -> list[dict[str, Any]]:
     state = getattr(req, "dlm", None)
     if state is None or not req.finished():
         return []
-    return [state.stats.report(state.policy.mode.value)]
+    report: dict[str, Any] = state.stats.report(state.policy.mode.value)
+    return [report | {name: part() for name, part in state.reports.items()}]

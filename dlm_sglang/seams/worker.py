@@ -13,6 +13,7 @@ from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
+from dlm_sglang.decode.auto.round_time import RoundShape
 from dlm_sglang.decode.buckets import make_buckets
 from dlm_sglang.decode.controlled import choose_controlled_seeds
 from dlm_sglang.decode.layout import make_layout
@@ -22,6 +23,7 @@ from dlm_sglang.decode.watch import make_watch
 from dlm_sglang.params import GenerationMode
 from dlm_sglang.seams.batch import DlmRoundState
 from dlm_sglang.seams.check import require_seams
+from dlm_sglang.seams.choices import Choices
 from dlm_sglang.seams.controls import prefill_controls, round_controls
 from dlm_sglang.seams.logprobs import give_seed_logprobs
 from dlm_sglang.seams.names import ALGORITHM
@@ -61,6 +63,7 @@ class DlmWorker(BaseSpecWorker):
             checkpoint_block_length=int(hf_config.block_size),
         )
         self.algorithm = SpeculativeAlgorithm.from_string(ALGORITHM)
+        self.choices = Choices(self.limits.max_block_length, self.settings.budget_bounds)
         self.state: BlockState | None = None
         self.rounds: RoundRunner | None = None
         self.padded_rounds: PaddedRounds | None = None
@@ -132,7 +135,8 @@ class DlmWorker(BaseSpecWorker):
             give_seed_logprobs(result.logits_output, logprobs, len(batch.reqs))
         result.next_token_ids = seed_ids
         result.new_seq_lens = seq_lens
-        result.next_draft_input = DlmRoundState(self.limits.max_block_length)
+        result.next_draft_input = self._round_state()
+        result.choices = self.choices
         cached_lens = batch.seq_lens_cpu.tolist()
         held = self._hold_emissions(batch, states, seed_ids, cached_lens, result)
         emitted = [len(req.output_ids) + (row not in held) for row, req in enumerate(batch.reqs)]
@@ -155,6 +159,7 @@ class DlmWorker(BaseSpecWorker):
         for row, (req, state) in enumerate(zip(batch.reqs, states, strict=True)):
             policy = state.policy
             state.num_pending_tokens = 0
+            self.choices.admit(req, state)
             # Not SGLang's count of chunks on the way: an overlapped loop is one behind with it.
             is_last_chunk = req.extend_range.end >= len(req.full_untruncated_fill_ids)
             is_diffusion = policy.mode is GenerationMode.DIFFUSION
@@ -178,16 +183,18 @@ class DlmWorker(BaseSpecWorker):
     def _decode(self, batch: Any) -> DlmRoundResult:
         carried: DlmRoundState = batch.spec_info
         if carried.layout is None:
-            carried.layout = make_layout([req.dlm.policy for req in batch.reqs], self.device)
-            carried.controls = round_controls(batch.reqs, self.vocab_size, self.device)
+            carried.layout = make_layout([req.dlm.policy for req in batch.reqs], self.device, carried.widths)
+            carried.controls = round_controls(batch.reqs, carried.widths, self.vocab_size, self.device)
             carried.watch = make_watch([req.dlm.is_watched for req in batch.reqs], self.device)
+        assert self.state is not None
+        self.choices.write(self.state, batch)
         outputs = self._run_round(batch.req_pool_indices, batch.seq_lens, carried)
         watch = carried.watch
         return DlmRoundResult(
             logits_output=LogitsProcessorOutput(next_token_logits=None),
             next_token_ids=outputs.token_ids.reshape(-1),
             accept_lens=outputs.accept_lens,
-            next_draft_input=DlmRoundState(self.limits.max_block_length, carried.layout, carried.controls, watch),
+            next_draft_input=self._round_state(carried),
             speculative_num_draft_tokens=outputs.token_ids.shape[1],
             # With SGLang's default of 1 a row that accepts nothing counts -1 correct drafts.
             num_non_draft_tokens_per_req=0,
@@ -197,7 +204,18 @@ class DlmWorker(BaseSpecWorker):
             watch=watch,
             # Gathered now: the next round may be launched before this one's result is looked at.
             watched_blocks=watch.look(self.state, batch.req_pool_indices) if watch and self.state else None,
+            choices=self.choices,
+            shape=RoundShape(len(batch.reqs), carried.layout.num_tokens, carried.num_kv_tokens),
         )
+
+    def _round_state(self, before: DlmRoundState | None = None) -> DlmRoundState:
+        """What the batch carries to its next round."""
+        state = DlmRoundState(self.limits.max_block_length)
+        state.choices = self.choices
+        if before is not None:
+            state.layout, state.controls, state.watch = before.layout, before.controls, before.watch
+            state.widths = before.widths
+        return state
 
     def _run_round(self, slots: torch.Tensor, seq_lens: torch.Tensor, carried: DlmRoundState) -> RoundOutputs:
         assert self.rounds is not None and carried.layout is not None

@@ -7,13 +7,13 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
 from dlm_sglang.reference.decoder import Mode, OracleParams
 
-MODES: tuple[Mode, ...] = ("autoregressive", "self_speculation", "diffusion")
+MODES: tuple[Mode | Literal["auto"], ...] = ("autoregressive", "self_speculation", "diffusion", "auto")
 REQUEST_TIMEOUT_S = 240.0
 
 
@@ -21,7 +21,7 @@ REQUEST_TIMEOUT_S = 240.0
 class Policy:
     """How a request decodes, all of it given; the fields are those of the request parameters."""
 
-    mode: Mode
+    mode: Mode | Literal["auto"]
     block_length: int = 1
     max_denoising_steps: int = 1
     confidence_threshold: float | None = None
@@ -30,7 +30,7 @@ class Policy:
 
     def fields(self) -> dict[str, Any]:
         """What a client sends."""
-        if self.mode == "autoregressive":
+        if self.mode in ("autoregressive", "auto"):
             return {"generation_mode": self.mode}
         sent: dict[str, Any] = {"generation_mode": self.mode, "block_length": self.block_length}
         if self.mode == "diffusion":
@@ -45,6 +45,8 @@ class Policy:
 
 
 AUTOREGRESSIVE = Policy(mode="autoregressive")
+# However it decodes, the tokens are those of autoregressive decoding.
+AUTO = Policy(mode="auto")
 
 
 def speculation(block_length: int, draft_threshold: float = 0.0, max_denoising_steps: int = 1) -> Policy:
@@ -125,7 +127,7 @@ class Ask:
     def oracle_params(self) -> OracleParams:
         policy = self.policy
         return OracleParams(
-            mode=policy.mode,
+            mode="autoregressive" if policy.mode == "auto" else policy.mode,
             block_length=policy.block_length,
             max_denoising_steps=policy.max_denoising_steps,
             confidence_threshold=policy.confidence_threshold,

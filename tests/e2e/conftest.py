@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 import dlm_sglang
 from dlm_sglang.bundled.tasks import held_out_prompts
 from dlm_sglang.measure.json_schemas.drive import FLAGS as JSON_FLAGS
-from tests.e2e.asks import AUTOREGRESSIVE, DIFFUSIONS, SPECULATIONS, Ask
+from tests.e2e.asks import AUTO, AUTOREGRESSIVE, DIFFUSIONS, SPECULATIONS, Ask
 from tests.e2e.oracle import Oracle
 from tests.e2e.server import Server, start_server
 
@@ -38,7 +38,7 @@ FRONT_FLAGS = (
     *("--enable-metrics", "--reasoning-parser", "qwen3", "--tool-call-parser", "qwen25"),
     *JSON_FLAGS,
 )
-DIFFUSIONS_PER_PROMPT = 3
+DIFFUSIONS_PER_PROMPT = 2
 # SGLang counts every KV slot after every round, not only when idle, and stops at the first one that is lost.
 STRICT_CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 OVERLAPPED = {"DLM_OVERLAP_SCHEDULE": "on"}
@@ -158,11 +158,11 @@ def prompts(tokenizer: PreTrainedTokenizerFast) -> list[tuple[int, ...]]:
 
 @pytest.fixture(scope="session")
 def mixed_asks(prompts: list[tuple[int, ...]]) -> list[Ask]:
-    """Every prompt autoregressively, by self-speculation and by several diffusion policies; all policies occur."""
+    """Every prompt in all modes, with two diffusion policies each; all policies occur."""
     speculations, diffusions = cycle(SPECULATIONS), cycle(DIFFUSIONS)
     made: list[Ask] = []
     for number, prompt_ids in enumerate(prompts):
-        policies = [AUTOREGRESSIVE, next(speculations)]
+        policies = [AUTOREGRESSIVE, next(speculations), AUTO]
         policies += [next(diffusions) for _ in range(DIFFUSIONS_PER_PROMPT)]
         # Past the end of the answer the text is odd, which is where decoding differs most.
         max_new_tokens, ignore_eos = (24, 31, 48)[number % 3], number % 2 == 1

@@ -10,6 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.server import Server
 
+# Set, not counted: what was learnt last.
+LEARNT = ("dlm_auto_round_seconds", "dlm_auto_expected_tokens_per_second")
+
 Sample = tuple[str, tuple[tuple[str, str], ...]]
 
 
@@ -27,7 +30,11 @@ def scrape(server: Server) -> Counter[Sample]:
 
 def grown(before: Mapping[Sample, float], after: Mapping[Sample, float]) -> dict[Sample, float]:
     """What the counters grew by between two scrapes."""
-    return {key: value - before.get(key, 0) for key, value in after.items() if value != before.get(key, 0)}
+    return {
+        key: value - before.get(key, 0)
+        for key, value in after.items()
+        if value != before.get(key, 0) and key[0] not in LEARNT
+    }
 
 
 def expected_of(answers: Iterable[tuple[dict[str, Any], str, int]]) -> dict[Sample, float]:
@@ -45,6 +52,11 @@ def expected_of(answers: Iterable[tuple[dict[str, Any], str, int]]) -> dict[Samp
         add("dlm_blocks_total", stats["num_blocks"], mode=mode)
         for kind in ("denoise", "commit"):
             add("dlm_forwards_total", stats[f"num_{kind}_forwards"], mode=mode, kind=kind)
+        auto = stats.get("auto", {})
+        for length, count in auto.get("blocks", {}).items():
+            add("dlm_auto_blocks_total", count, block_length=length)
+        if auto:
+            add("dlm_auto_choices_total", 1, reason=auto["reason"])
         for name, value in (
             ("dlm_tokens_per_forward", stats["tokens_per_forward"]),
             ("dlm_accept_length", stats["mean_accept_length"]),

@@ -176,7 +176,7 @@ def test_request_without_our_fields_is_served_in_the_default_mode(client: OpenAI
     ("fields", "named", "code"),
     [
         ({"generation_mode": "parallel"}, "generation_mode", "mode-unknown"),
-        ({"generation_mode": "auto"}, "generation_mode", "mode-not-available"),
+        ({"generation_mode": "fast"}, "generation_mode", "mode-unknown"),
         ({"generation_mode": 3}, "generation_mode", "parameter-type"),
         ({"block_length": 1}, "block_length", "parameter-out-of-range"),
         ({"block_length": 33}, "block_length", "parameter-out-of-range"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.e2e.asks import AUTOREGRESSIVE, MODES, SPECULATIONS, Ask, ask, ask_all, shuffled
+from tests.e2e.asks import AUTO, AUTOREGRESSIVE, MODES, SPECULATIONS, Ask, ask, ask_all, shuffled
 from tests.e2e.oracle import Oracle
 from tests.e2e.server import Server
 
@@ -58,7 +58,7 @@ def test_greedy_self_speculation_equals_greedy_autoregressive(
 ) -> None:
     causal = [Ask(prompt_ids=prompt_ids, policy=AUTOREGRESSIVE) for prompt_ids in prompts]
     expected = ask_all(each_server.url, causal, concurrency=16)
-    for policy in SPECULATIONS:
+    for policy in (*SPECULATIONS, AUTO):
         asks = [replace(one, policy=policy) for one in causal]
         answers = ask_all(each_server.url, asks, concurrency=16)
         differing = [

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.e2e.asks import (
+    AUTO,
     AUTOREGRESSIVE,
     Answer,
     Ask,
@@ -36,6 +37,7 @@ KINDS: dict[str, Policy] = {
     "self-speculation": speculation(16),
     "diffusion": diffusion(16, 8, 0.9),
     "diffusion-unseeded": diffusion(16, 8, None, seeded_blocks=False),
+    "auto": AUTO,
 }
 
 

@@ -12,12 +12,13 @@ from scipy.stats import chisquare
 
 from dlm_sglang.reference.sampling import filtered_probs
 from dlm_sglang.reference.sequence import CachedSequence
-from tests.e2e.asks import AUTOREGRESSIVE, Answer, Ask, Policy, ask, ask_all, diffusion, shuffled, speculation
+from tests.e2e.asks import AUTO, AUTOREGRESSIVE, Answer, Ask, Policy, ask, ask_all, diffusion, shuffled, speculation
 from tests.e2e.oracle import Oracle
 from tests.e2e.server import Server
 
 POLICIES: tuple[Policy, ...] = (
     AUTOREGRESSIVE,
+    AUTO,
     speculation(8),
     speculation(32),
     speculation(8, draft_threshold=0.5, max_denoising_steps=4),
@@ -73,7 +74,7 @@ def test_equal_seeds_give_equal_tokens_alone_and_in_a_batch(
     assert not (wrong := oracle.mismatches(some, answers)), "\n".join(wrong)
 
 
-def test_self_speculation_gives_the_very_tokens_of_autoregressive_at_the_same_seed(
+def test_drafts_give_the_very_tokens_of_autoregressive_at_the_same_seed(
     each_server: Server, oracle: Oracle, prompts: list[tuple[int, ...]]
 ) -> None:
     causal = [
@@ -81,7 +82,7 @@ def test_self_speculation_gives_the_very_tokens_of_autoregressive_at_the_same_se
         for seed in range(8)
     ]
     expected = ask_all(each_server.url, causal, concurrency=8)
-    for policy in (policy for policy in POLICIES if policy.mode == "self_speculation"):
+    for policy in (policy for policy in POLICIES if policy.mode in ("self_speculation", "auto")):
         asks = [replace(one, policy=policy) for one in causal]
         for one, answer, other in zip(asks, ask_all(each_server.url, asks, concurrency=8), expected, strict=True):
             assert answer.output_ids == other.output_ids or oracle.is_tie(one, answer.output_ids), one
@@ -114,10 +115,15 @@ def test_filter_that_leaves_one_token_is_greedy(
 def test_self_speculation_samples_from_the_autoregressive_distribution(
     each_server: Server, oracle: Oracle, prompts: list[tuple[int, ...]]
 ) -> None:
-    """Chi-square of outcomes against the exact distribution of the weights (spec 5.6 no. 6), for both modes."""
+    """Chi-square of outcomes against the exact distribution of the weights (spec 5.6 no. 6), for all three modes."""
     prompt_ids = prompts[2]
     temperature, expected = spread_distribution(oracle, prompt_ids)
-    for first_seed, policy in ((0, AUTOREGRESSIVE), (10_000, speculation(2)), (20_000, speculation(8))):
+    for first_seed, policy in (
+        (0, AUTOREGRESSIVE),
+        (10_000, speculation(2)),
+        (20_000, speculation(8)),
+        (30_000, AUTO),
+    ):
         one = Ask(
             prompt_ids=prompt_ids,
             policy=policy,

@@ -78,6 +78,22 @@ def test_rounds_equal_the_cpus_and_never_wait(temperature: float) -> None:
         assert _equal(on_cpu, on_gpu)
 
 
+def test_other_block_lengths_and_effort_are_written_without_waiting() -> None:
+    policies = _policies(0.0)
+    states = {}
+    for device in ("cpu", "cuda"):
+        state, slots, seq_lens = _state(policies, device)
+        with _no_syncs() if device == "cuda" else nullcontext():
+            # Fields take turns in fours: every fourth row is autoregressive, so its block can be resized.
+            state.retarget(slots[::4], seq_lens[::4], [16, 8, 32], [True, False, True])
+            state.set_effort(slots[2::4], [3, 2, 5], [0.7, None, 0.5])
+        states[device] = state
+    for name in ("canvas", "is_masked", "progress", "policy_ints"):
+        assert getattr(states["cuda"], name).cpu().equal(getattr(states["cpu"], name)), name
+    on_gpu, on_cpu = states["cuda"].policy_floats.cpu(), states["cpu"].policy_floats
+    assert on_gpu.nan_to_num(-1.0).equal(on_cpu.nan_to_num(-1.0))
+
+
 def test_captured_padded_rounds_equal_the_cpus() -> None:
     policies = _policies(0.0)
     layout = make_layout(policies, "cuda")

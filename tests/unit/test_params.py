@@ -37,6 +37,8 @@ def good_fields(draw: st.DrawFn, limits: ServerLimits) -> dict[str, object]:
         return fields
     block_length = draw(st.integers(2, limits.max_block_length))
     fields["block_length"] = block_length
+    if mode is GenerationMode.AUTO:
+        return fields
     if mode is GenerationMode.DIFFUSION:
         fields |= draw(
             st.fixed_dictionaries(
@@ -45,6 +47,7 @@ def good_fields(draw: st.DrawFn, limits: ServerLimits) -> dict[str, object]:
                     "max_denoising_steps": st.integers(1, block_length),
                     "confidence_threshold": st.none() | thresholds | st.just(1),
                     "seeded_blocks": st.booleans(),
+                    "latency_budget_ms": st.none() | st.integers(1, 3_600_000),
                 },
             )
         )
@@ -84,7 +87,8 @@ def test_flat_form_round_trips_through_json(data: st.DataObject, limits: ServerL
 def test_no_fields_give_the_defaults_of_the_server(limits: ServerLimits) -> None:
     params = DecodeParams.from_fields({}, limits)
     assert params.mode is limits.default_mode
-    assert params.block_length in (1, limits.default_block_length)
+    longest = limits.max_block_length if params.mode is GenerationMode.AUTO else limits.default_block_length
+    assert params.block_length in (1, longest)
     assert DecodeParams.from_flat(params.to_flat(), limits) == params
 
 
@@ -113,6 +117,7 @@ def test_modes_have_their_presets() -> None:
     assert resolve(generation_mode="ar") == DecodeParams(GenerationMode.AUTOREGRESSIVE, 1, 0)
     assert resolve(generation_mode="diffusion") == DecodeParams(GenerationMode.DIFFUSION, 32, 32, 0.9)
     assert resolve() == DecodeParams(GenerationMode.SELF_SPECULATION, 32, 1)
+    assert resolve(generation_mode="auto") == DecodeParams(GenerationMode.AUTO, 32, 1)
     assert resolve(draft_threshold=0.5, block_length=8).max_denoising_steps == 8
 
 
@@ -125,7 +130,10 @@ def test_null_is_a_threshold_and_elsewhere_not_given() -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
-        ({"generation_mode": "auto"}, "generation_mode", "mode-not-available"),
+        ({"generation_mode": "automatic"}, "generation_mode", "mode-unknown"),
+        ({"generation_mode": "auto", "block_length": 33}, "block_length", "parameter-out-of-range"),
+        ({"generation_mode": "auto", "draft_threshold": 0.5}, "draft_threshold", "parameter-not-honoured"),
+        ({"generation_mode": "auto", "max_denoising_steps": 2}, "max_denoising_steps", "parameter-not-honoured"),
         ({"generation_mode": "difusion"}, "generation_mode", "mode-unknown"),
         ({"generation_mode": 3}, "generation_mode", "parameter-type"),
         ({"block_length": 1}, "block_length", "parameter-out-of-range"),
@@ -151,6 +159,10 @@ def test_null_is_a_threshold_and_elsewhere_not_given() -> None:
         ),
         ({"stream_denoising": 1}, "stream_denoising", "parameter-type"),
         ({"generation_mode": "ar", "stream_denoising": True}, "stream_denoising", "parameter-not-honoured"),
+        ({"latency_budget_ms": 100}, "latency_budget_ms", "parameter-not-honoured"),
+        ({"generation_mode": "auto", "latency_budget_ms": 100}, "latency_budget_ms", "parameter-not-honoured"),
+        ({"generation_mode": "diffusion", "latency_budget_ms": 0}, "latency_budget_ms", "parameter-out-of-range"),
+        ({"generation_mode": "diffusion", "latency_budget_ms": 1.5}, "latency_budget_ms", "parameter-type"),
         ({"blok_length": 8}, "blok_length", "parameter-unknown"),
     ],
 )
@@ -178,6 +190,7 @@ def test_streamed_denoising_crosses_to_the_worker(mode: GenerationMode) -> None:
 def test_a_refusal_names_the_value_the_limit_and_the_way_out() -> None:
     error = refusal(generation_mode="diffusion", block_length=8, max_denoising_steps=9)
     assert str(error) == "max_denoising_steps must be in 1..8, got 9 (lower it or raise block_length)"
+    assert "settling for less" in refusal(generation_mode="ar", latency_budget_ms=100).message
     assert refusal(generation_mode="difusion").hint == "did you mean diffusion?"
     assert refusal(blok_length=8).hint == "did you mean block_length?"
 

@@ -36,7 +36,7 @@ def test_every_setting_has_a_default_that_it_accepts() -> None:
         ("dtype", "int4"),
         ("host", ""),
         ("mem_fraction_static", "nan"),
-        ("default_generation_mode", "auto"),
+        ("default_generation_mode", "fast"),
         ("default_draft_threshold", "null"),
         ("max_block_length", "1"),
     ],

@@ -78,7 +78,7 @@ def forward_s(
     shape: ModelShape,
     rates: Rates,
     rows: int,
-    query_tokens: int,
+    query_tokens: float,
     prefix: int,
     dtype_bytes: int = 2,
     head_share: float = 1.0,
@@ -87,7 +87,7 @@ def forward_s(
 
     Args:
         rows: requests in it.
-        query_tokens: tokens of each request.
+        query_tokens: tokens of each request; on average, where they differ.
         prefix: tokens of each request that are in the KV cache.
         head_share: share of the query tokens whose logits somebody needs.
     """

@@ -11,6 +11,10 @@ from dlm_sglang.measure.plots.style import Axes, Figure, colour_of, figure, lege
 
 _LINE_STYLES = ("-", "--", ":", "-.")
 BASELINE = "autoregressive"
+AUTO = "auto"
+# What `auto` chooses from.
+EXACT_MODES = (BASELINE, "self_speculation")
+ENVELOPE = "best fixed setting with the plain output"
 
 
 def throughput_over_latency(rows: Sequence[Row]) -> Figure:
@@ -42,6 +46,9 @@ def throughput_over_load(rows: Sequence[Row]) -> Figure:
         _line(axes, setting, style, xs, [row.median("tok_s") or 0.0 for row in own])
         low, high = [row.numbers["tok_s"][1] for row in own], [row.numbers["tok_s"][2] for row in own]
         axes.fill_between(xs, low, high, color=colour_of(_mode(setting)), alpha=0.12, linewidth=0)
+    best = envelope(closed)
+    if best:
+        axes.plot(list(best), list(best.values()), "--", color="#999999", linewidth=4, alpha=0.5, label=ENVELOPE)
     crossings = crossovers(closed)
     for at in crossings.values():
         axes.axvline(at, color="#999999", linewidth=0.8, linestyle=":")
@@ -56,6 +63,18 @@ def throughput_over_load(rows: Sequence[Row]) -> Figure:
     axes.set_title(told or "AR overtakes no other setting up to this load", fontsize=10, loc="left")
     legend_below(made)
     return made
+
+
+def envelope(rows: Sequence[Row]) -> dict[int, float]:
+    """Concurrency to the best tok/s of the fixed settings that give the plain output; empty where `auto` is absent."""
+    if not any(_mode(row.setting) == AUTO for row in rows):
+        return {}
+    best: dict[int, float] = {}
+    for row in rows:
+        if _mode(row.setting) in EXACT_MODES and row.pattern.concurrency is not None and not row.refused:
+            at = row.pattern.concurrency
+            best[at] = max(best.get(at, 0.0), row.median("tok_s") or 0.0)
+    return dict(sorted(best.items()))
 
 
 def crossovers(rows: Sequence[Row]) -> dict[str, float]:

@@ -31,7 +31,7 @@ def test_the_served_name_itself_sets_no_mode(served: str) -> None:
     assert split_name(served, served) == (served, None)
 
 
-@pytest.mark.parametrize("name", ["nld:", "nld:auto", "nld:Diffusion", "nld:diffusion:x"])
+@pytest.mark.parametrize("name", ["nld:", "nld:fast", "nld:Diffusion", "nld:diffusion:x"])
 def test_an_unknown_mode_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(RequestError) as caught:
         resolve_model({"model": name}, "nld")

@@ -52,7 +52,8 @@ def test_the_yaml_schema_agrees_with_the_checks(settings: dict[str, object], acc
     ("fields", "accepted"),
     [
         ({"generation_mode": "diffusion", "confidence_threshold": None}, True),
-        ({"generation_mode": "auto"}, False),
+        ({"generation_mode": "auto"}, True),
+        ({"generation_mode": "fast"}, False),
         ({"confidence_threshold": 0}, False),
         ({"draft_threshold": 0, "block_length": 2}, True),
         ({"block_length": 1}, False),

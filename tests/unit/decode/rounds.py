@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
 import torch
 
+from dlm_sglang.decode.auto.row import AutoRow
 from dlm_sglang.decode.buckets import Bucket, bucket_of, make_buckets, pad_layout
 from dlm_sglang.decode.controlled import ControlledRow, choose_controlled_seeds, make_controls
 from dlm_sglang.decode.controls import Controls, History, history_of
@@ -21,7 +23,10 @@ from dlm_sglang.reference.sequence import TriModeModel
 
 @dataclass
 class Row:
-    """One request: `tokens` are cached, `output` is what was emitted, `blocks` what a watched row's stream tells."""
+    """One request: `tokens` are cached, `output` is what was emitted.
+
+    `blocks` is what a watched row's stream tells, `auto` its block lengths where they change.
+    """
 
     policy: DecodePolicy
     prompt: list[int]
@@ -40,6 +45,7 @@ class Row:
 
     is_watched: bool = False
     blocks: list[dict[str, object]] = field(default_factory=list)
+    auto: AutoRow | None = None
 
     def emit(self, token_ids: list[int]) -> None:
         for token_id in token_ids:
@@ -59,6 +65,7 @@ def run_rows(
     *,
     padded: bool = False,
     overlapped: bool = False,
+    lengths: random.Random | None = None,
 ) -> None:
     """Decode all rows to their end in one running batch.
 
@@ -69,6 +76,7 @@ def run_rows(
         max_block_length: longest block.
         padded: rounds are padded to buckets, as captured graphs are.
         overlapped: a row stays in the batch for one round after its end, as in SGLang's overlapped loop.
+        lengths: draws block lengths of rows with `auto`, often in the middle of a block.
     """
     # Slot 0 is padding's, as in SGLang.
     state = BlockState(
@@ -86,6 +94,8 @@ def run_rows(
         if not live:
             return
         in_batch = sorted({*live, *lingering}) if overlapped else live
+        if lengths is not None:
+            _retarget(state, {slot: rows[slot - 1] for slot in in_batch}, lengths)
         _round(model, state, in_batch, {slot: rows[slot - 1] for slot in in_batch}, context_length, buckets)
         lingering = live
 
@@ -125,6 +135,20 @@ def _prefill(model: TriModeModel, state: BlockState, slot: int, row: Row) -> Non
     state.admit(torch.tensor([slot]), [row.policy], [len(row.output)], seed, [len(row.prompt)])
 
 
+def _retarget(state: BlockState, rows: dict[int, Row], rng: random.Random) -> None:
+    """Give some rows another block length, as `seams/auto.py` does it."""
+    changes = [
+        (slot, length, row.auto.retarget(length))
+        for slot, row in rows.items()
+        if row.auto is not None and row.auto.is_settled and rng.random() < 0.4
+        if (length := rng.choice(row.auto.lengths)) != row.auto.target
+    ]
+    if changes:
+        slots, new, is_resized = (list(column) for column in zip(*changes, strict=True))
+        seq_lens = torch.tensor([len(rows[slot].tokens) for slot in slots])
+        state.retarget(torch.tensor(slots), seq_lens, new, is_resized)
+
+
 def _round(
     model: TriModeModel,
     state: BlockState,
@@ -133,10 +157,16 @@ def _round(
     context_length: int,
     buckets: tuple[Bucket, ...],
 ) -> None:
-    layout = make_layout([rows[slot].policy for slot in slots], "cpu")
+    autos = [rows[slot].auto for slot in slots]
+    chosen = [
+        rows[slot].policy.block_length if auto is None else auto.launch()
+        for slot, auto in zip(slots, autos, strict=True)
+    ]
+    layout = make_layout([rows[slot].policy for slot in slots], "cpu", chosen)
     widths = layout.widths.tolist()
     seq_lens = [len(rows[slot].tokens) for slot in slots]
     may_cut = any(length + width > context_length for length, width in zip(seq_lens, widths, strict=True))
+    may_cut = may_cut or any(auto is not None for auto in autos)
     if buckets:
         bucket = bucket_of(layout, buckets)
         assert bucket is not None
@@ -169,9 +199,11 @@ def _round(
     looked = dict(zip(watch.rows if watch else (), blocks, strict=True))
     for index, (slot, input_ids) in enumerate(zip(slots, inputs_by_row, strict=False)):
         row, accepted = rows[slot], int(outputs.accept_lens[index])
+        is_denoise = outputs.is_denoise is not None and bool(outputs.is_denoise[index])
+        if row.auto is not None:
+            row.auto.processed(is_denoise=is_denoise)
         if row.is_finished:
             continue
-        is_denoise = outputs.is_denoise is not None and bool(outputs.is_denoise[index])
         if index in looked and is_denoise and accepted == 0:
             row.blocks.append(provisional_block(looked[index], row.policy, len(row.output)))
         row.stats.count_round(is_denoise=is_denoise, accept_len=accepted)

@@ -69,6 +69,18 @@ def test_padded_rounds_read_nothing_on_the_host() -> None:
     assert _run(policies, pad_layout(layout, bucket), 12, may_cut=True) == []
 
 
+def test_other_block_lengths_and_effort_are_written_without_a_read() -> None:
+    policies = _policies([{"generation_mode": "auto"}, {"generation_mode": "diffusion"}], 0.0)
+    num_rows = len(policies)
+    state = BlockState(num_rows + 1, 32, mask_token_id=MASK, context_length=CONTEXT)
+    slots, seq_lens = torch.arange(1, num_rows + 1), torch.full((num_rows,), 20)
+    state.admit(slots, policies, [1] * num_rows, torch.full((num_rows,), 5), seq_lens.tolist())
+    with HostReads() as reads:
+        state.retarget(slots[::2], seq_lens[::2], [16, 8], [True, False])
+        state.set_effort(slots[1::2], [3, 2], [0.7, None])
+    assert reads.places == []
+
+
 def _bool(tensor: torch.Tensor) -> object:
     return bool(tensor[0])
 

@@ -17,6 +17,7 @@ STATS = {
     "autoregressive": {"num_blocks": 5, "num_forwards": 5, "num_denoise_forwards": 0, "num_commit_forwards": 5},
     "diffusion": {"num_blocks": 1, "num_forwards": 2, "num_denoise_forwards": 2, "num_commit_forwards": 0},
     "self_speculation": {"num_blocks": 2, "num_forwards": 4, "num_denoise_forwards": 2, "num_commit_forwards": 2},
+    "auto": {"num_blocks": 3, "num_forwards": 5, "num_denoise_forwards": 2, "num_commit_forwards": 3},
 }
 NUM_TOKENS = 5
 

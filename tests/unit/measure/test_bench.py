@@ -146,6 +146,17 @@ def test_ar_overtakes_between_the_loads_where_the_lines_cross() -> None:
     assert plots.crossovers(rows) == {"diffusion block 16": pytest.approx(8 + 24 * 400 / 800)}
 
 
+def test_the_envelope_is_the_best_that_auto_may_choose() -> None:
+    rows = [row("autoregressive", speed, concurrency=users) for users, speed in ((1, 100), (32, 1600))]
+    rows += [row("self_speculation block 8", speed, concurrency=users) for users, speed in ((1, 300), (32, 1200))]
+    rows += [row("diffusion", 9000, concurrency=users) for users in (1, 32)]
+    assert plots.envelope(rows) == {}
+    rows += [row("auto", speed, concurrency=users) for users, speed in ((1, 290), (32, 1500))]
+    assert plots.envelope(rows) == {1: 300, 32: 1600}
+    labels = plots.throughput_over_load(rows).axes[0].get_legend_handles_labels()[1]
+    assert plots.ENVELOPE in labels
+
+
 def test_arrivals_and_users_are_lines_of_their_own() -> None:
     rows = [row("autoregressive", 1, concurrency=1), row("autoregressive", 1, rate_s=2.0)]
     assert [name for name, _, _ in plots._lines(rows)] == ["autoregressive", "autoregressive, arrivals"]

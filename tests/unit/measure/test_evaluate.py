@@ -36,15 +36,15 @@ def test_an_eval_scores_recommends_and_plots(
     assert run_eval(fake, out, "--json", "--plots", str(tmp_path), "--html", str(tmp_path / "e.html")) == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
-    assert [row["accuracy"] for row in found["rows"]] == [1.0, 1.0, 1.0]
+    assert [row["accuracy"] for row in found["rows"]] == [1.0, 1.0, 1.0, 1.0]
     assert found["recommendation"]["setting"] == "self_speculation"
-    assert found["area"] == {"autoregressive": 1.0, "diffusion": 2.5, "self_speculation": 1.25}
+    assert found["area"] == {"autoregressive": 1.0, "diffusion": 2.5, "self_speculation": 1.25, "auto": 1.0}
     assert "no confidence_threshold" in printed.err
     assert (tmp_path / "accuracy-over-tpf.png").stat().st_size > 1000
     assert "Recommended: self_speculation" in (tmp_path / "e.html").read_text()
     assert run_eval(fake, out, "--resume") == 0
     assert "recommended: self_speculation" in capsys.readouterr().out
-    assert len(read_results(out).lines) == 3
+    assert len(read_results(out).lines) == 4
 
 
 @pytest.mark.usefixtures("always_right")

@@ -118,7 +118,7 @@ FIELDS: tuple[Field, ...] = (
         "boolean",
         "true or false",
         "false",
-        _BLOCKWISE,
+        _BLOCKWISE | _AUTO,
         "the stream also tells of each block as it stands after every denoise forward (docs/streaming.md)",
         condition="only with `stream`",
     ),

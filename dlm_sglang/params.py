@@ -126,7 +126,9 @@ class DecodeParams:
         default_length = limits.max_block_length if mode is GenerationMode.AUTO else limits.default_block_length
         block_length = _integer(sent, "block_length", MIN_BLOCK_LENGTH, limits.max_block_length, default_length)
         if mode is GenerationMode.AUTO:
-            return cls(mode, block_length, max_denoising_steps=1, max_thinking_tokens=thinking)
+            return cls(
+                mode, block_length, max_denoising_steps=1, max_thinking_tokens=thinking, stream_denoising=watched
+            )
         if mode is GenerationMode.DIFFUSION:
             return cls(
                 mode,

@@ -1,4 +1,4 @@
-"""Limits on how much a request may ask for: prompt tokens, output tokens and choices."""
+"""Limits on how much a request may ask for: prompt tokens, output tokens and choices; numbers that fit the engine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from dlm_sglang.errors import RequestError, shown
 MAX_CHOICES = 128
 # What SGLang takes for a request of `/generate` that does not say.
 SGLANG_DEFAULT_NEW_TOKENS = 128
+# These become tensors of 32 or 64 bits: a larger number, which SGLang lets pass, would end the scheduler.
+_INTEGERS = ("top_k", "min_tokens", "min_new_tokens")
+_MOST = (1 << 31) - 1
 
 
 def check_size(body: Mapping[str, object], max_output_tokens: int | None) -> None:
-    """Refuse a `/v1/*` body that asks for too many tokens or choices.
+    """Refuse a `/v1/*` body that asks for too many tokens or choices, or holds a number that no engine takes.
 
     Raises:
         RequestError: naming the field.
     """
+    _check_integers(body, "")
     for name in ("n", "best_of"):
         _check_choices(body, name, name)
     for name in ("max_tokens", "max_completion_tokens"):
@@ -28,12 +32,13 @@ def sized(sampling: object, max_output_tokens: int | None) -> object:
     """SGLang's sampling parameters, for one prompt or a list, with the limit where no number stands.
 
     Raises:
-        RequestError: too many tokens or choices are asked for.
+        RequestError: too many tokens or choices are asked for, or a number is larger than the engine takes.
     """
     if isinstance(sampling, list):
         return [sized(one, max_output_tokens) for one in sampling]
     if not isinstance(sampling, Mapping):
         return sampling
+    _check_integers(sampling, "sampling_params.")
     _check_choices(sampling, "n", "sampling_params.n")
     if max_output_tokens is None:
         return sampling
@@ -63,6 +68,17 @@ def check_prompt(token_ids: Sequence[int], most: int | None, vocab_size: int, pa
                 param=param,
                 code="token-id-out-of-range",
             )
+
+
+def _check_integers(fields: Mapping[str, object], prefix: str) -> None:
+    for name in _INTEGERS:
+        value = fields.get(name)
+        if isinstance(value, int | float) and value > _MOST:
+            raise _out_of_range(f"{prefix}{name}", f"at most {_MOST}", value)
+    stop_ids = fields.get("stop_token_ids")
+    for token_id in stop_ids if isinstance(stop_ids, list | set | tuple) else ():
+        if isinstance(token_id, int | float) and not -_MOST <= token_id <= _MOST:
+            raise _out_of_range(f"{prefix}stop_token_ids", f"of ids up to {_MOST}", token_id)
 
 
 def _check_choices(fields: Mapping[str, object], name: str, shown_name: str) -> None:

@@ -10,8 +10,8 @@ from dlm_sglang.errors import RequestError, shown
 MAX_CHOICES = 128
 # What SGLang takes for a request of `/generate` that does not say.
 SGLANG_DEFAULT_NEW_TOKENS = 128
-# These become tensors of 32 or 64 bits: a larger number, which SGLang lets pass, would end the scheduler.
-_INTEGERS = ("top_k", "min_tokens", "min_new_tokens")
+# SGLang puts these into integers of 32 or 64 bits behind its own checks.
+_INTEGERS = ("top_k", "min_tokens", "min_new_tokens", "stop_token_ids", "priority")
 _MOST = (1 << 31) - 1
 
 
@@ -21,7 +21,7 @@ def check_size(body: Mapping[str, object], max_output_tokens: int | None) -> Non
     Raises:
         RequestError: naming the field.
     """
-    _check_integers(body, "")
+    check_integers(body)
     for name in ("n", "best_of"):
         _check_choices(body, name, name)
     for name in ("max_tokens", "max_completion_tokens"):
@@ -38,13 +38,30 @@ def sized(sampling: object, max_output_tokens: int | None) -> object:
         return [sized(one, max_output_tokens) for one in sampling]
     if not isinstance(sampling, Mapping):
         return sampling
-    _check_integers(sampling, "sampling_params.")
+    check_integers(sampling, "sampling_params.")
     _check_choices(sampling, "n", "sampling_params.n")
     if max_output_tokens is None:
         return sampling
     _check_tokens(sampling, "max_new_tokens", "sampling_params.max_new_tokens", max_output_tokens)
     asked = sampling.get("max_new_tokens", min(SGLANG_DEFAULT_NEW_TOKENS, max_output_tokens))
     return {**sampling, "max_new_tokens": max_output_tokens if asked is None else asked}
+
+
+def check_integers(fields: Mapping[str, object], prefix: str = "") -> None:
+    """Refuse numbers that would end the scheduler, which makes tensors of them.
+
+    Args:
+        fields: of a request on any surface; a list holds one value per prompt.
+        prefix: what stands before a field's name in messages.
+
+    Raises:
+        RequestError: naming the field.
+    """
+    for name in _INTEGERS:
+        sent = fields.get(name)
+        for value in sent if isinstance(sent, list | set | tuple) else [sent]:
+            if isinstance(value, int | float) and not -_MOST <= value <= _MOST:
+                raise _out_of_range(f"{prefix}{name}", f"in {-_MOST}..{_MOST}", value)
 
 
 def check_prompt(token_ids: Sequence[int], most: int | None, vocab_size: int, param: str) -> None:
@@ -68,17 +85,6 @@ def check_prompt(token_ids: Sequence[int], most: int | None, vocab_size: int, pa
                 param=param,
                 code="token-id-out-of-range",
             )
-
-
-def _check_integers(fields: Mapping[str, object], prefix: str) -> None:
-    for name in _INTEGERS:
-        value = fields.get(name)
-        if isinstance(value, int | float) and value > _MOST:
-            raise _out_of_range(f"{prefix}{name}", f"at most {_MOST}", value)
-    stop_ids = fields.get("stop_token_ids")
-    for token_id in stop_ids if isinstance(stop_ids, list | set | tuple) else ():
-        if isinstance(token_id, int | float) and not -_MOST <= token_id <= _MOST:
-            raise _out_of_range(f"{prefix}stop_token_ids", f"of ids up to {_MOST}", token_id)
 
 
 def _check_choices(fields: Mapping[str, object], name: str, shown_name: str) -> None:

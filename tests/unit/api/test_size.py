@@ -27,8 +27,8 @@ def test_a_number_of_choices_out_of_range_is_refused(name: str, value: float) ->
     assert caught.value.param == name
 
 
-@pytest.mark.parametrize("name", ["top_k", "min_tokens", "min_new_tokens", "stop_token_ids"])
-@pytest.mark.parametrize("value", [1 << 31, 1 << 63, 1e30])
+@pytest.mark.parametrize("name", ["top_k", "min_tokens", "min_new_tokens", "stop_token_ids", "priority"])
+@pytest.mark.parametrize("value", [1 << 31, 1 << 63, -(1 << 31), 1e30])
 def test_a_number_that_fits_no_tensor_is_refused(name: str, value: float) -> None:
     sent = [3, value] if name == "stop_token_ids" else value
     for check, prefix in (

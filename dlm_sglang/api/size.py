@@ -1,4 +1,4 @@
-"""Limits on how much a request may ask for: prompt tokens, output tokens and choices."""
+"""Limits on how much a request may ask for: prompt tokens, output tokens and choices; numbers that fit the engine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from dlm_sglang.errors import RequestError, shown
 MAX_CHOICES = 128
 # What SGLang takes for a request of `/generate` that does not say.
 SGLANG_DEFAULT_NEW_TOKENS = 128
+# SGLang puts these into integers of 32 or 64 bits behind its own checks.
+_INTEGERS = ("top_k", "min_tokens", "min_new_tokens", "stop_token_ids", "priority")
+_MOST = (1 << 31) - 1
 
 
 def check_size(body: Mapping[str, object], max_output_tokens: int | None) -> None:
-    """Refuse a `/v1/*` body that asks for too many tokens or choices.
+    """Refuse a `/v1/*` body that asks for too many tokens or choices, or holds a number that no engine takes.
 
     Raises:
         RequestError: naming the field.
     """
+    check_integers(body)
     for name in ("n", "best_of"):
         _check_choices(body, name, name)
     for name in ("max_tokens", "max_completion_tokens"):
@@ -28,18 +32,36 @@ def sized(sampling: object, max_output_tokens: int | None) -> object:
     """SGLang's sampling parameters, for one prompt or a list, with the limit where no number stands.
 
     Raises:
-        RequestError: too many tokens or choices are asked for.
+        RequestError: too many tokens or choices are asked for, or a number is larger than the engine takes.
     """
     if isinstance(sampling, list):
         return [sized(one, max_output_tokens) for one in sampling]
     if not isinstance(sampling, Mapping):
         return sampling
+    check_integers(sampling, "sampling_params.")
     _check_choices(sampling, "n", "sampling_params.n")
     if max_output_tokens is None:
         return sampling
     _check_tokens(sampling, "max_new_tokens", "sampling_params.max_new_tokens", max_output_tokens)
     asked = sampling.get("max_new_tokens", min(SGLANG_DEFAULT_NEW_TOKENS, max_output_tokens))
     return {**sampling, "max_new_tokens": max_output_tokens if asked is None else asked}
+
+
+def check_integers(fields: Mapping[str, object], prefix: str = "") -> None:
+    """Refuse numbers that would end the scheduler, which makes tensors of them.
+
+    Args:
+        fields: of a request on any surface; a list holds one value per prompt.
+        prefix: what stands before a field's name in messages.
+
+    Raises:
+        RequestError: naming the field.
+    """
+    for name in _INTEGERS:
+        sent = fields.get(name)
+        for value in sent if isinstance(sent, list | set | tuple) else [sent]:
+            if isinstance(value, int | float) and not -_MOST <= value <= _MOST:
+                raise _out_of_range(f"{prefix}{name}", f"in {-_MOST}..{_MOST}", value)
 
 
 def check_prompt(token_ids: Sequence[int], most: int | None, vocab_size: int, param: str) -> None:

@@ -192,6 +192,31 @@ def test_a_full_queue_is_503_on_generate_too(guarded: Server) -> None:
     assert ask(guarded, native, "/generate").is_success
 
 
+NUMBERS = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "repetition_penalty", "stop_token_ids")
+OPENAI_NUMBERS = (*NUMBERS, "seed", "max_tokens", "min_tokens", "top_logprobs", "priority", "max_thinking_tokens")
+NATIVE_NUMBERS = (*NUMBERS, "sampling_seed", "max_new_tokens", "min_new_tokens")
+HOSTILE = (2**31, -(2**31) - 1, 2**32, 2**63, -(2**63), 2**64 - 1, 2**64, 10**40, 1e308, 1e-320, -1, 0)
+
+
+def test_no_number_ends_the_server(front_server: Server) -> None:
+    """Whatever a number is too large for, it is the request that ends."""
+    body = {**CHAT, "max_tokens": 3, "logprobs": True}
+    for name in OPENAI_NUMBERS:
+        for value in HOSTILE:
+            sent = {**body, name: [value] if name == "stop_token_ids" else value}
+            status = front_server.post("/v1/chat/completions", sent).status_code
+            assert status in (200, 400), (name, value)
+            sent["logprobs"] = False
+            assert front_server.post("/v1/chat/completions", sent).status_code in (200, 400), (name, value)
+    for name in NATIVE_NUMBERS:
+        for value in HOSTILE:
+            sampling = {"max_new_tokens": 3, name: [value] if name == "stop_token_ids" else value}
+            sent = {"text": "Sort 3, 1.", "sampling_params": sampling}
+            assert front_server.post("/generate", sent).status_code in (200, 400), (name, value)
+    front_server.wait_idle()
+    assert front_server.get("/health_generate").status_code == 200
+
+
 def test_a_web_page_is_let_in_only_from_the_origins_that_are_named(guarded: Server, front_server: Server) -> None:
     preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     allowed = "access-control-allow-origin"

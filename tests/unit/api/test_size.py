@@ -27,6 +27,25 @@ def test_a_number_of_choices_out_of_range_is_refused(name: str, value: float) ->
     assert caught.value.param == name
 
 
+@pytest.mark.parametrize("name", ["top_k", "min_tokens", "min_new_tokens", "stop_token_ids", "priority"])
+@pytest.mark.parametrize("value", [1 << 31, 1 << 63, -(1 << 31), 1e30])
+def test_a_number_that_fits_no_tensor_is_refused(name: str, value: float) -> None:
+    sent = [3, value] if name == "stop_token_ids" else value
+    for check, prefix in (
+        (lambda: check_size({name: sent}, None), ""),
+        (lambda: sized({name: sent}, None), "sampling_params."),
+    ):
+        with pytest.raises(RequestError) as caught:
+            check()
+        assert (caught.value.param, caught.value.code) == (f"{prefix}{name}", "parameter-out-of-range")
+
+
+def test_numbers_that_fit_are_let_pass() -> None:
+    fine = {"top_k": (1 << 31) - 1, "min_new_tokens": 5, "stop_token_ids": [0, -1, 300]}
+    check_size(fine, None)
+    assert sized(fine, None) == fine
+
+
 @pytest.mark.parametrize("value", [None, "3", True, [1]])
 def test_what_is_no_number_is_left_to_sglang(value: object) -> None:
     check_size({"n": value, "max_tokens": value}, 10)

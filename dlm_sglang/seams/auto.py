@@ -102,9 +102,15 @@ def _load_of(batch: Any, rows: list[AutoRow], *, may_grow: bool) -> Load:
 def _has_room(batch: Any) -> bool:
     """Whether KV slots are there for the longest block of every row, old prefixes evicted for them if need be."""
     allocator = batch.token_to_kv_pool_allocator
-    needed = len(batch.reqs) * (2 * batch.spec_info.max_block_length + allocator.page_size)
-    if allocator.available_size() >= needed:
+    at_most = len(batch.reqs) * (2 * batch.spec_info.max_block_length + allocator.page_size)
+    if allocator.available_size() >= at_most:
         return True
+    needed = 0
+    for req in batch.reqs:
+        state = req.dlm
+        longest = state.width if state.auto is None else max(state.width, state.auto.lengths[-1])
+        reach = req.kv.kv_committed_len + state.num_pending_tokens + longest + allocator.page_size
+        needed += max(0, reach - req.kv.kv_allocated_len)
     return bool(
         allocator.check_decode_capacity(
             num_tokens=needed, tree_cache=batch.tree_cache, requests=batch.reqs, spec_algorithm=batch.spec_algorithm

@@ -162,6 +162,27 @@ SEAMS: tuple[Seam, ...] = (
         "never",
     ),
     Seam(
+        f"{_SRT}.mem_cache.allocator.base.BaseTokenToKVPoolAllocator.check_decode_capacity",
+        ("self", "num_tokens", "tree_cache", "requests", "spec_algorithm"),
+        "seams/auto.py _has_room",
+        "blocks under `auto` could grow past the KV pool, which ends the scheduler",
+        "never",
+    ),
+    Seam(
+        f"{_SRT}.runtime_context.get_parallel",
+        (),
+        "seams/auto.py, seams/budget.py",
+        "tensor-parallel ranks would choose different blocks, and hang",
+        "never",
+    ),
+    Seam(
+        f"{_SRT}.observability.req_time_stats.SchedulerReqTimeStats.set_scheduler_recv_time",
+        ("self", "ts"),
+        "seams/budget.py",
+        "nobody could tell how much of a latency budget is left: it sets `scheduler_recv_time`",
+        "never",
+    ),
+    Seam(
         f"{_SRT}.managers.tp_worker.TpModelWorker.forward_batch_generation",
         ("self", "batch", "forward_batch", "is_verify"),
         "seams/worker.py",

@@ -27,9 +27,14 @@ class Policy:
     confidence_threshold: float | None = None
     draft_threshold: float = 0.0
     seeded_blocks: bool = True
+    latency_budget_ms: int | None = None
 
     def fields(self) -> dict[str, Any]:
         """What a client sends."""
+        sent = self._fields()
+        return sent if self.latency_budget_ms is None else sent | {"latency_budget_ms": self.latency_budget_ms}
+
+    def _fields(self) -> dict[str, Any]:
         if self.mode in ("autoregressive", "auto"):
             return {"generation_mode": self.mode}
         sent: dict[str, Any] = {"generation_mode": self.mode, "block_length": self.block_length}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -81,6 +82,11 @@ def test_choices_are_told_one_by_one_and_counted(front_server: Server) -> None:
         assert after["dlm_auto_round_seconds", (("block_length", length),)] > 0
 
 
+def within(one: Ask, budget_ms: int) -> Ask:
+    """The same request with a latency budget."""
+    return replace(one, policy=replace(one.policy, latency_budget_ms=budget_ms))
+
+
 def took(answer: Any) -> Any:
     return answer["dlm"]["latency_budget"]
 
@@ -101,38 +107,31 @@ def test_a_budget_too_short_lowers_threshold_and_steps_to_the_bounds(
 ) -> None:
     asks = [Ask(prompt_ids=prompts[number], policy=policy, max_new_tokens=96, ignore_eos=True) for number in range(4)]
     plain = ask_all(each_server.url, asks, concurrency=4)
-    bodies = [one.body() for one in asks]
-    for body in bodies:
-        body["sampling_params"]["custom_params"]["latency_budget_ms"] = 1
-    hurried = [each_server.post("/generate", body).json()["meta_info"] for body in bodies]
-    for meta, before in zip(hurried, plain, strict=True):
-        told = meta["dlm"]["latency_budget"]
+    hurried = ask_all(each_server.url, [within(one, 1) for one in asks], concurrency=1)
+    for answer, before in zip(hurried, plain, strict=True):
+        told = answer.stats["latency_budget"]
         assert told["is_met"] is False
         assert told["max_denoising_steps"] == 2
         assert told["confidence_threshold"] in (0.5, None)
         assert told["loosened_blocks"] > 0
-        assert meta["completion_tokens"] == 96
-        assert meta["dlm"]["num_denoise_forwards"] < before.stats["num_denoise_forwards"]
+        assert answer.num_tokens == 96
+        assert answer.stats["num_denoise_forwards"] < before.stats["num_denoise_forwards"]
 
 
 def test_a_budget_in_between_is_met_by_giving_up_some(each_server: Server, prompts: list[tuple[int, ...]]) -> None:
     """The budget is a share of what the same answer took without one, measured just before."""
-    policy = diffusion(16, 16, 1.0)
-    one = Ask(prompt_ids=prompts[3], policy=policy, max_new_tokens=192, ignore_eos=True)
-    body = one.body()
-    body["sampling_params"]["custom_params"]["latency_budget_ms"] = 3_600_000
+    one = Ask(prompt_ids=prompts[3], policy=diffusion(16, 16, 1.0), max_new_tokens=192, ignore_eos=True)
+    told: dict[str, Any] = {}
     for _ in range(3):
-        ample = each_server.post("/generate", body).json()["meta_info"]["dlm"]
-        share = int(0.6 * ample["latency_budget"]["took_ms"])
-        tight = one.body()
-        tight["sampling_params"]["custom_params"]["latency_budget_ms"] = share
-        told = each_server.post("/generate", tight).json()["meta_info"]["dlm"]
-        assert told["num_denoise_forwards"] < ample["num_denoise_forwards"]
-        assert told["latency_budget"]["loosened_blocks"] > 0
+        ample = ask(each_server.url, within(one, 3_600_000)).stats
+        tight = ask(each_server.url, within(one, int(0.6 * ample["latency_budget"]["took_ms"]))).stats
+        told = tight["latency_budget"]
+        assert tight["num_denoise_forwards"] < ample["num_denoise_forwards"]
+        assert told["loosened_blocks"] > 0
         # A machine that others use too may be slower at one time than at another.
-        if told["latency_budget"]["is_met"]:
+        if told["is_met"]:
             return
-    pytest.fail(f"no budget was met: {told['latency_budget']}")
+    pytest.fail(f"no budget was met: {told}")
 
 
 @pytest.mark.parametrize("mode", ["autoregressive", "self_speculation", "auto"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.asks import Ask, ask_all
+from tests.e2e.asks import AUTO, Ask, ask_all, diffusion
 from tests.e2e.oracle import Oracle
 from tests.e2e.server import start_server
 from tests.e2e.test_pressure import KINDS
@@ -23,6 +23,17 @@ def test_two_ranks_give_the_oracles_tokens_in_every_mode(
         for policy in KINDS.values()
     ]
     asks += [replace(one, temperature=0.8, seed=number) for number, one in enumerate(asks[:4])]
+    # Ranks whose clocks chose for themselves would run different rounds, and hang.
+    asks += [Ask(prompt_ids=prompts[number], policy=AUTO, max_new_tokens=150, ignore_eos=True) for number in range(6)]
+    hurried = [
+        Ask(
+            prompt_ids=prompts[number],
+            policy=replace(diffusion(16, 16, 1.0), latency_budget_ms=300 * number + 1),
+            max_new_tokens=64,
+            ignore_eos=True,
+        )
+        for number in range(3)
+    ]
     server = start_server(
         checkpoint,
         tmp_path / "server.log",
@@ -33,7 +44,8 @@ def test_two_ranks_give_the_oracles_tokens_in_every_mode(
         # Without a seed the ranks must draw the same numbers all the same, or they part ways for good.
         unseeded = [replace(one, temperature=2.0, max_new_tokens=12) for one in asks[:8]]
         assert {one.seed for one in unseeded} == {None}
-        answers = ask_all(server.url, [*unseeded, *asks], concurrency=8)[len(unseeded) :]
+        unchecked = [*unseeded, *hurried]
+        answers = ask_all(server.url, [*unchecked, *asks], concurrency=8)[len(unchecked) :]
         assert not (wrong := oracle.mismatches(asks, answers)), "\n".join(wrong)
         assert server.alarms() == []
     finally:

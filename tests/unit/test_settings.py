@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dlm_sglang.decode.budget import BudgetBounds
 from dlm_sglang.errors import SettingsError
-from dlm_sglang.params import GenerationMode
+from dlm_sglang.params import DecodeParams, GenerationMode
 from dlm_sglang.setting_table import SETTING_BY_NAME, SETTINGS
 from dlm_sglang.settings import DecodeSettings, allowed, resolve
 
@@ -67,6 +68,17 @@ def test_a_secret_is_not_in_the_message() -> None:
     with pytest.raises(SettingsError) as caught:
         resolve({}, {}, {"api_key": 987654}, "a.yaml")
     assert "987654" not in str(caught.value)
+
+
+def test_auto_may_be_the_mode_of_requests_that_name_none() -> None:
+    settings = DecodeSettings.from_env({"DLM_DEFAULT_GENERATION_MODE": "auto", "DLM_MAX_BLOCK_LENGTH": "16"})
+    assert DecodeParams.from_fields({}, settings.limits()) == DecodeParams(GenerationMode.AUTO, 16, 1)
+
+
+def test_bounds_of_latency_budgets_come_from_the_variables() -> None:
+    environ = {"DLM_BUDGET_MIN_THRESHOLD": "0.7", "DLM_BUDGET_MIN_STEPS": "5"}
+    assert DecodeSettings.from_env(environ).budget_bounds == BudgetBounds(0.7, 5)
+    assert DecodeSettings.from_env({}).budget_bounds == BudgetBounds(0.5, 2)
 
 
 def test_decode_settings_come_from_the_variables() -> None:

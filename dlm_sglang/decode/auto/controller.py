@@ -194,7 +194,10 @@ class AutoController:
             Number of each changed row, and whether its block is resized in place.
         """
         if decision is None:
-            wanted = [min(self._newcomer, row.lengths[-1]) if row.is_new else row.target for row in rows]
+            wanted = [
+                max(length for length in row.lengths if length <= self._newcomer) if row.is_new else row.target
+                for row in rows
+            ]
             reason = Reason.NEWCOMER
         else:
             wanted, reason = list(decision.block_lengths), decision.reason

@@ -22,6 +22,7 @@ _PRIOR_WEIGHT = 0.004
 _MAX_CELL_WEIGHT = 32
 _TRUSTED = 3
 _OUTLIER = 2.0
+_SHORTEST_S = 1e-6
 # Rounds of a shape that the line through all of them is worth.
 _DOUBT = 4.0
 _SWEEPS = 40
@@ -102,6 +103,7 @@ class RoundTimes:
 
     def observe(self, shape: RoundShape, seconds: float) -> None:
         """Learn from a round; one that took far longer than its like counts as twice its like."""
+        seconds = max(seconds, _SHORTEST_S)
         self.num_observations += 1
         self.last_s = seconds
         key, features = shape.cell(), shape.features()
@@ -143,7 +145,7 @@ class RoundTimes:
         fitted = _dot(self._weights, features)
         cell = self._cells.get(shape.cell())
         if cell is None:
-            return self._pace * fitted
+            return self._pace * max(fitted, _SHORTEST_S)
         trust = cell.weight / (cell.weight + _DOUBT)
         found = fitted + trust * (cell.seconds - _dot(self._weights, cell.features))
         return self._pace * max(found, 0.2 * cell.seconds)

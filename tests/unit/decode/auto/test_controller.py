@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -102,6 +103,47 @@ def test_a_newcomer_between_decisions_gets_the_length_that_fits_one_more() -> No
     assert controller.apply([*rows, newcomer], None) == [(4, True)]
     assert newcomer.target == decision.newcomer > 1
     assert newcomer.reason == "newcomer"
+
+
+def test_newcomers_get_a_length_of_their_own_whatever_the_others_allow() -> None:
+    controller = _controller(free_tokens=1e6)
+    short = _rows(3, longest=5)
+    controller.apply(short, controller.decide(_load(short)))
+    for row in short:
+        row.launch()
+    rows = [*short, *_rows(1), *_rows(1, longest=2)]
+    controller.apply(rows, None)
+    assert [row.target for row in rows] == [5, 5, 5, 1, 2]
+    for row in rows:
+        row.launch()
+        row.launch()
+    controller.apply(rows, controller.decide(_load(rows)))
+    assert all(row.target in row.lengths for row in rows)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_comes_and_goes_every_length_is_one_of_the_rows_own(seed: int) -> None:
+    """Random arrivals, ends, limits, memory, and times that make no sense: no error, no length that is not allowed."""
+    rng, controller = random.Random(seed), AutoController(64)
+    rows: list[AutoRow] = []
+    for _ in range(1500):
+        has_changed = False
+        if rng.random() < 0.2 or not rows:
+            rows, has_changed = rows + _rows(rng.choice([1, 1, 6]), longest=rng.choice([2, 3, 7, 8, 20, 32, 64])), True
+        if rng.random() < 0.15:
+            rows, has_changed = [row for row in rows if rng.random() < 0.7] or rows[:1], True
+        load = Load(rows, len(rows) + 2, Others(20, 3.5), rng.randrange(10_000), rng.random() < 0.8)
+        decision = controller.decide(load) if controller.is_due(rows, has_changed=has_changed) else None
+        controller.apply(rows, decision)
+        num_tokens = 20 + sum(row.launch() for row in rows)
+        controller.observe_round(
+            RoundShape(len(rows) + 2, num_tokens, load.num_kv_tokens), rng.choice([0.0, 1e-3, 1, 9])
+        )
+        for row in rows:
+            assert row.target in row.lengths
+            _, verified = row.processed(is_denoise=rng.random() < 0.5)
+            if verified > 1:
+                controller.observe_block(row, verified, rng.randint(0, verified))
 
 
 def test_an_unchanged_batch_comes_to_rest() -> None:

@@ -17,6 +17,8 @@ from dlm_sglang.decode.auto.assign import AUTOREGRESSIVE
 
 # Rounds that a block takes: one that drafts, one that verifies.
 ROUNDS_PER_BLOCK = 2
+# Reason of a request that ended with its first token.
+NOT_CHOSEN = "none"
 STANDARD_LENGTHS = (AUTOREGRESSIVE, 8, 16, 32)
 
 
@@ -52,7 +54,7 @@ class AutoRow:
     current: int = AUTOREGRESSIVE
     frailty: Frailty = field(default_factory=Frailty)
     blocks: Counter[int] = field(default_factory=Counter)
-    reason: str = ""
+    reason: str = NOT_CHOSEN
     _before: int = AUTOREGRESSIVE
     _rounds_since: int = ROUNDS_PER_BLOCK
     _is_resized: bool = False

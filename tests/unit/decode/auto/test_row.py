@@ -26,6 +26,7 @@ def test_lengths_are_1_and_the_standard_ones_that_fit() -> None:
 def test_a_block_of_one_position_is_resized_at_once() -> None:
     row = _row(1)
     assert row.is_new
+    assert row.reason == "none"
     assert row.retarget(16)
     assert row.is_settled
     assert row.launch() == 16

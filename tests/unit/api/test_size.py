@@ -28,7 +28,7 @@ def test_a_number_of_choices_out_of_range_is_refused(name: str, value: float) ->
 
 
 @pytest.mark.parametrize("name", ["top_k", "min_tokens", "min_new_tokens", "stop_token_ids", "priority"])
-@pytest.mark.parametrize("value", [1 << 31, 1 << 63, -(1 << 31), 1e30])
+@pytest.mark.parametrize("value", [1 << 31, 1 << 63, -(1 << 31)])
 def test_a_number_that_fits_no_tensor_is_refused(name: str, value: float) -> None:
     sent = [3, value] if name == "stop_token_ids" else value
     for check, prefix in (
@@ -38,6 +38,14 @@ def test_a_number_that_fits_no_tensor_is_refused(name: str, value: float) -> Non
         with pytest.raises(RequestError) as caught:
             check()
         assert (caught.value.param, caught.value.code) == (f"{prefix}{name}", "parameter-out-of-range")
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "min_new_tokens", "n", "sampling_seed", "stop_token_ids", "top_k"])
+@pytest.mark.parametrize("value", [3.0, 2.5, 1e-320, 1e308])
+def test_a_fraction_where_sglang_counts_is_refused(name: str, value: float) -> None:
+    with pytest.raises(RequestError) as caught:
+        sized({name: [value] if name == "stop_token_ids" else value}, None)
+    assert (caught.value.param, caught.value.code) == (f"sampling_params.{name}", "parameter-type")
 
 
 def test_numbers_that_fit_are_let_pass() -> None:

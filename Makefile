@@ -47,10 +47,25 @@ test-gpu: setup-dev ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 .PHONY: check
-check: setup-dev ## formatting, lint and types
+check: setup-dev ## formatting, lint, types, secrets, and known vulnerabilities of the pins
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@$(MAKE) --no-print-directory secrets audit
+
+# Guesses by entropy and by the word "key" are left out: nearly all that they find is none.
+.PHONY: secrets
+secrets: setup-dev ## look for keys and passwords in the files of the repository
+	@$(BIN)/detect-secrets-hook --disable-plugin KeywordDetector --disable-plugin HexHighEntropyString \
+	--disable-plugin Base64HighEntropyString $$(git ls-files) && echo "secrets: none found"
+
+.PHONY: audit
+audit: setup-dev ## look the pins up in the list of known vulnerabilities; skipped where there is no network
+	@$(BIN)/python deploy/setup/audit.py
+
+.PHONY: soak
+soak: setup ## 30 minutes of mixed modes with aborts: memory, leaks, errors, unchanged answers
+	@exec $(BIN)/python -m dlm_sglang.measure.soak $(ARGS)
 
 .PHONY: bench
 bench: setup ## measure the modes against plain SGLang

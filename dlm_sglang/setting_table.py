@@ -253,6 +253,15 @@ SETTINGS: tuple[Setting, ...] = (
         nullable=True,
     ),
     Setting(
+        "drain_timeout_s",
+        "number",
+        60.0,
+        "seconds that requests in progress get to end after SIGTERM, while new ones are answered 503; those left are "
+        "aborted then, and the server ends at most about 25 s later",
+        low=0,
+        nullable=True,
+    ),
+    Setting(
         "cors_origins",
         "string",
         None,

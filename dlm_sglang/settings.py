@@ -155,6 +155,7 @@ class FrontSettings:
     max_prompt_tokens: int | None = None
     max_output_tokens: int | None = None
     request_timeout_s: float | None = None
+    drain_timeout_s: float | None = None
     cors_origins: tuple[str, ...] = ()
     playground: bool = True
 
@@ -171,7 +172,11 @@ class FrontSettings:
             value = resolved[name].value
             return value if isinstance(value, int) else None
 
-        timeout, origins = resolved["request_timeout_s"].value, resolved["cors_origins"].value
+        def number(name: str) -> float | None:
+            value = resolved[name].value
+            return value if isinstance(value, float) else None
+
+        origins = resolved["cors_origins"].value
         name = resolved["served_model_name"].value
         return cls(
             served_model_name=name if isinstance(name, str) and ":" in name else None,
@@ -179,7 +184,8 @@ class FrontSettings:
             max_request_bytes=integer("max_request_bytes"),
             max_prompt_tokens=integer("max_prompt_tokens"),
             max_output_tokens=integer("max_output_tokens"),
-            request_timeout_s=timeout if isinstance(timeout, float) else None,
+            request_timeout_s=number("request_timeout_s"),
+            drain_timeout_s=number("drain_timeout_s"),
             cors_origins=tuple(part.strip() for part in str(origins or "").split(",") if part.strip()),
             playground=resolved["playground"].value is True,
         )

@@ -15,6 +15,7 @@ STATUS_BY_CODE: Mapping[str, HTTPStatus] = {
     "model_not_found": HTTPStatus.NOT_FOUND,
     "too-many-requests": HTTPStatus.TOO_MANY_REQUESTS,
     "server-overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
+    "server-draining": HTTPStatus.SERVICE_UNAVAILABLE,
     "request-timeout": HTTPStatus.GATEWAY_TIMEOUT,
 }
 # What OpenAI's clients look at when they decide how to go on.

@@ -30,7 +30,7 @@ from dlm_sglang.api.guard import OpenRequests, Told, client_of, within
 from dlm_sglang.api.reporter import Capture, Reporter
 from dlm_sglang.api.size import check_size
 from dlm_sglang.api.translate import translate_generate, translate_openai
-from dlm_sglang.errors import RequestError
+from dlm_sglang.errors import RequestError, shown
 from dlm_sglang.params import ServerLimits
 
 logger = logging.getLogger(__name__)
@@ -148,13 +148,17 @@ def _reporter(send: Send, current: report.Collector, path: str) -> Send:
 
 
 def _translated(body: bytes, translate: Translate, front: Front) -> bytes:
-    """The body for SGLang; what is not a JSON object stays as it is, for SGLang to refuse."""
+    """The body for SGLang; what is not JSON stays as it is, for SGLang to refuse.
+
+    Raises:
+        RequestError: the body is JSON and no object, which SGLang would stumble over, or a field is refused.
+    """
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:
         return body
     if not isinstance(fields, dict):
-        return body
+        raise RequestError(f"the body must be a JSON object, got {shown(fields)}", param=None, code="invalid-body")
     if translate is translate_openai:
         check_size(fields, front.settings.max_output_tokens)
         fields = model_names.resolve_model(fields, front.served_model_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlm_sglang.cli.devices import num_cuda_devices
+from dlm_sglang.cli.preflight import check_port, check_weight_files
 from dlm_sglang.errors import SettingsError, shown
 from dlm_sglang.seams.names import ALGORITHM
 from dlm_sglang.setting_table import BUNDLED, BUNDLED_PATH, SETTING_BY_NAME, SETTINGS, Value
@@ -55,7 +57,8 @@ def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
     """Start the server; does not return when it could be started.
 
     Raises:
-        SettingsError: a setting is wrong, or the checkpoint folder is not there.
+        SettingsError: a setting is wrong, or the port is taken.
+        CheckpointError: a file of the checkpoint is missing or cut short.
     """
     flags = {name: value for name in SETTING_BY_NAME if (value := getattr(arguments, f"setting_{name}")) is not None}
     yaml_values = read_yaml(Path(arguments.config)) if arguments.config else {}
@@ -70,7 +73,11 @@ def run(arguments: argparse.Namespace, extra: Sequence[str]) -> int:
         print(json.dumps(plan, indent=2) if arguments.json else _as_shell(variables, shown_argv))
         return 0
     _require_sglang()
-    print(startup_block(resolved, argv), file=sys.stderr, flush=True)
+    check_port(str(resolved["host"].value), int(str(resolved["port"].value)))
+    check_weight_files(Path(argv[argv.index("--model-path") + 1]))
+    # A full disk behind the log is no reason not to serve.
+    with contextlib.suppress(OSError):
+        print(startup_block(resolved, argv), file=sys.stderr, flush=True)
     os.environ.update(variables)
     become(argv)
     return 0

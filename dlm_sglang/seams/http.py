@@ -8,6 +8,7 @@ Contact points, all in the process that serves HTTP:
 - `http_server.app.exception_handlers`: SGLang's message for a body of the wrong shape holds paths of the
   server and the whole prompt; on the routes that take our fields ours names the field instead.
 - `http_server.app.openapi`: the schema that `/openapi.json` and `/docs` show tells of our fields.
+- `SignalHandler.sigterm_handler`: see `drain.py`.
 - `TokenizerManager` and the OpenAI handlers' reading of model names: see `http_requests.py`.
 - `uvicorn.run`: with `--tokenizer-worker-num` above 1 SGLang starts HTTP workers that import its
   app by name and load no plugins. They are started on `worker_app` of this module instead, which
@@ -30,7 +31,7 @@ from dlm_sglang.api.errors import REFUSED_STATUS, error_body, of_validation
 from dlm_sglang.api.middleware import ROUTES, DlmMiddleware
 from dlm_sglang.api.openapi import with_our_fields
 from dlm_sglang.errors import SeamError
-from dlm_sglang.seams import http_requests
+from dlm_sglang.seams import drain, http_requests
 from dlm_sglang.seams.check import check_shape
 from dlm_sglang.seams.http_cors import GovernedCors, govern_cors
 from dlm_sglang.seams.http_table import (
@@ -41,6 +42,7 @@ from dlm_sglang.seams.http_table import (
     HTTP_SERVER,
     META_INFO,
     MODEL_NAME,
+    SIGTERM,
     STOCK_APP,
     UVICORN_RUN,
     VALIDATE,
@@ -86,6 +88,7 @@ def install_http() -> None:
         (META_INFO, http_requests.update_request_meta_info),
         (ABORT, http_requests.handle_abort),
         (MODEL_NAME, http_requests.whole_model_name),
+        (SIGTERM, drain.on_sigterm),
         (UVICORN_RUN, run_uvicorn),
         (GRANIAN_RUN, run_granian),
     ):

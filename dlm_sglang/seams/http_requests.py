@@ -24,6 +24,7 @@ from dlm_sglang.api.translate import all_seeded, modes_of, translate_sampling
 from dlm_sglang.api.unsupported import REFUSALS, Surface, refuse_unsupported
 from dlm_sglang.errors import RequestError
 from dlm_sglang.params import DENOISING_KEY, FLAT_KEY
+from dlm_sglang.seams.drain import refuse_while_draining
 from dlm_sglang.seams.http_denoising import note_block, with_blocks
 from dlm_sglang.seams.names import ALGORITHM
 from dlm_sglang.settings import DecodeSettings, FrontSettings
@@ -92,6 +93,7 @@ async def generate_request(original: Callable[..., Any], manager: Any, obj: Any,
     counted: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if at is not None and isinstance(obj, GenerateReqInput):
         try:
+            refuse_while_draining(manager)
             _translate_internal(obj, at, manager)
         except RequestError as error:
             count_refused(error.code)

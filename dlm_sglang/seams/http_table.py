@@ -12,6 +12,7 @@ VALIDATE = f"{_MANAGER}._validate_one_request"
 META_INFO = f"{_MANAGER}.update_request_meta_info"
 ABORT = f"{_MANAGER}._handle_abort_req"
 MODEL_NAME = "sglang.srt.entrypoints.openai.serving_base.OpenAIServingBase._parse_model_parameter"
+SIGTERM = "sglang.srt.managers.tokenizer_manager.SignalHandler.sigterm_handler"
 UVICORN_RUN = "uvicorn.run"
 GRANIAN_RUN = f"{HTTP_SERVER}._run_granian_server"
 
@@ -79,6 +80,28 @@ HTTP_SEAMS: tuple[Seam, ...] = (
         "a model name with a colon would be taken for a request of an adapter",
         "SGLang looks for adapters only where it serves some",
         Kind.HOOK,
+    ),
+    Seam(
+        SIGTERM,
+        ("self", "signum", "frame"),
+        "seams/drain.py on_sigterm",
+        "a server that is told to end would wait for its last request, however long it takes",
+        "SGLang has a limit on how long it drains",
+        Kind.HOOK,
+    ),
+    Seam(
+        f"{_MANAGER}.gracefully_exit",
+        (),
+        "seams/drain.py refuse_while_draining",
+        "a server that is told to end would go on taking requests",
+        "with the row above",
+    ),
+    Seam(
+        f"{_MANAGER}.abort_request",
+        ("self", "rid", "abort_all"),
+        "seams/drain.py on_sigterm",
+        "with the row above",
+        "with the row above",
     ),
     Seam(
         UVICORN_RUN,

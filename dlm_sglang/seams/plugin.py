@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dlm_sglang.seams.crash import end_soon_after_a_crash
 from dlm_sglang.seams.names import ALGORITHM, ARCHITECTURE, ATTENTION_BACKEND, MODEL_TYPE
 from dlm_sglang.seams.redact import hide_keys
 from dlm_sglang.settings import DecodeSettings
@@ -28,6 +29,7 @@ def register() -> None:
     if _is_wanted():
         # Child processes have no command line to look at.
         os.environ[REQUIRED_VARIABLE] = "1"
+        end_soon_after_a_crash()
     hide_keys()
     try:
         _register_all()

@@ -87,6 +87,8 @@ class DlmWorker(BaseSpecWorker):
     ) -> None:
         """Allocate block state for every request slot, once SGLang's pools are there."""
         super().alloc_memory_pool(memory_pool_config, req_to_token_pool, token_to_kv_pool_allocator)
+        # A pool smaller than the context ends a sequence as the context's end does: blocks get shorter towards it.
+        self.context_length = min(self.context_length, int(self.model_runner.effective_logical_max_total_num_tokens))
         self.state = BlockState(
             self.model_runner.req_to_token_pool.req_to_token.shape[0],
             self.limits.max_block_length,

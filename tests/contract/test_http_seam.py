@@ -118,7 +118,7 @@ def run_request(obj: Any, outputs: list[Any], manager: Any = None) -> list[Any]:
             yield output
 
     async def drain() -> list[Any]:
-        manager_ = manager or SimpleNamespace(rid_to_state={})
+        manager_ = manager or SimpleNamespace(gracefully_exit=False, rid_to_state={})
         return [output async for output in http_requests.generate_request(original, manager_, obj)]
 
     return asyncio.run(drain())
@@ -168,7 +168,7 @@ def stumbling(after: int) -> Any:
         raise IndexError("list index out of range")
 
     async def drain() -> None:
-        manager = SimpleNamespace(rid_to_state={})
+        manager = SimpleNamespace(gracefully_exit=False, rid_to_state={})
         async for _ in http_requests.generate_request(original, manager, GenerateReqInput(text="a")):
             pass
 
@@ -205,7 +205,7 @@ def test_closing_our_generator_closes_sglangs() -> None:
 
     async def leave_early() -> None:
         generator = http_requests.generate_request(
-            original, SimpleNamespace(rid_to_state={}), GenerateReqInput(text="a")
+            original, SimpleNamespace(gracefully_exit=False, rid_to_state={}), GenerateReqInput(text="a")
         )
         assert await anext(generator) == 1
         await generator.aclose()
@@ -217,7 +217,7 @@ def test_closing_our_generator_closes_sglangs() -> None:
 def test_states_that_sglang_never_sent_are_dropped_after_a_stream() -> None:
     obj = GenerateReqInput(text="a", rid=["sent", "unsent"], sampling_params={"n": 2})
     states = {name: SimpleNamespace(dispatched=name != "unsent") for name in ("sent", "unsent", "other")}
-    run_request(obj, [], SimpleNamespace(rid_to_state=states))
+    run_request(obj, [], SimpleNamespace(gracefully_exit=False, rid_to_state=states))
     assert set(states) == {"sent", "other"}
 
 

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 
-MODES = ("autoregressive", "self_speculation", "diffusion")
+MODES = ("autoregressive", "self_speculation", "diffusion", "auto")
 NUM_TOKENS = 4
 # Docker and Kubernetes are told to give up a little later.
 TIMEOUT_S = 22.0

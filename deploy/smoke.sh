@@ -37,7 +37,7 @@ chat() { # mode, stream
 }
 
 check "/health" "$(fetch /health --write-out 'status %{http_code}')" 'status 200'
-for mode in autoregressive self_speculation diffusion; do
+for mode in autoregressive self_speculation diffusion auto; do
     told="\"generation_mode\": ?\"$mode\""
     check "$mode" "$(chat "$mode" false)" "$told" '"content": ?"[^"]' '"num_forwards": ?[1-9]'
     check "$mode, streamed" "$(chat "$mode" true)" "$told" '"content": ?"[^"]' '^data: \[DONE\]'
@@ -46,7 +46,7 @@ check "a wrong field is refused" "$(fetch /v1/chat/completions \
     --header 'Content-Type: application/json' --data '{"messages": [], "generation_mode": "telepathy"}')" \
     '"param": ?"generation_mode"'
 series=$(fetch /metrics/)
-for mode in autoregressive self_speculation diffusion; do
+for mode in autoregressive self_speculation diffusion auto; do
     check "metrics of $mode" "$series" "^dlm_output_tokens_total\{mode=\"$mode\"\} [1-9]"
 done
 ((failed)) && echo "smoke: FAILED at $url" || echo "smoke: ok at $url"

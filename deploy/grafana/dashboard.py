@@ -197,6 +197,33 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "What auto chose",
+        (
+            curves(
+                "Blocks per second by length",
+                "Of ended choices under auto; 1 is a token decoded alone.",
+                [(rate("dlm_auto_blocks_total", "block_length", ANY_MODE), "{{block_length}}")],
+                stacked=True,
+            ),
+            curves(
+                "Reasons",
+                "Ended choices by the reason of their last block length.",
+                [(rate("dlm_auto_choices_total", "reason", ANY_MODE), "{{reason}}")],
+            ),
+            curves(
+                "Expected time of a round",
+                "As learnt, if all requests under auto had that length.",
+                [(f"max by (block_length) (dlm_auto_round_seconds{ANY_MODE})", "{{block_length}}")],
+                "s",
+            ),
+            curves(
+                "Expected tokens per second",
+                "Of the whole batch, if all requests under auto had that length.",
+                [(f"max by (block_length) (dlm_auto_expected_tokens_per_second{ANY_MODE})", "{{block_length}}")],
+            ),
+        ),
+    ),
+    (
         "SGLang, all modes together",
         (
             curves(

@@ -169,7 +169,7 @@ def test_only_streams_may_be_watched(monkeypatch: pytest.MonkeyPatch, is_stream:
         yield output(1, [(1, 1)])
 
     async def drain() -> list[Any]:
-        manager = SimpleNamespace(rid_to_state={}, tokenizer=TOKENIZER)
+        manager = SimpleNamespace(rid_to_state={}, tokenizer=TOKENIZER, gracefully_exit=False)
         return [each async for each in http_requests.generate_request(original, manager, obj)]
 
     if is_stream:

@@ -195,7 +195,7 @@ def test_a_full_queue_is_503_on_generate_too(guarded: Server) -> None:
 NUMBERS = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "repetition_penalty", "stop_token_ids")
 OPENAI_NUMBERS = (*NUMBERS, "seed", "max_tokens", "min_tokens", "top_logprobs", "priority", "max_thinking_tokens")
 NATIVE_NUMBERS = (*NUMBERS, "sampling_seed", "max_new_tokens", "min_new_tokens")
-HOSTILE = (2**31, -(2**31) - 1, 2**32, 2**63, -(2**63), 2**64 - 1, 2**64, 10**40, 1e308, 1e-320, -1, 0)
+HOSTILE = (2**31, -(2**31) - 1, 2**32, 2**63, -(2**63), 2**64 - 1, 2**64, 10**40, 1e308, 1e-320, -1, -2, 0)
 
 
 def test_no_number_ends_the_server(front_server: Server) -> None:
@@ -212,6 +212,11 @@ def test_no_number_ends_the_server(front_server: Server) -> None:
         for value in HOSTILE:
             sampling = {"max_new_tokens": 3, name: [value] if name == "stop_token_ids" else value}
             sent = {"text": "Sort 3, 1.", "sampling_params": sampling}
+            assert front_server.post("/generate", sent).status_code in (200, 400), (name, value)
+    for name in ("logprob_start_len", "top_logprobs_num"):
+        for value in HOSTILE:
+            sent = {"text": ["Sort 3, 1.", "\u0080"], "return_logprob": True, name: value}
+            sent["sampling_params"] = {"max_new_tokens": 3}
             assert front_server.post("/generate", sent).status_code in (200, 400), (name, value)
     front_server.wait_idle()
     assert front_server.get("/health_generate").status_code == 200

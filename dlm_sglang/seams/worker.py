@@ -18,6 +18,7 @@ from dlm_sglang.decode.choose import choose_seeds
 from dlm_sglang.decode.layout import make_layout
 from dlm_sglang.decode.round import RoundOutputs
 from dlm_sglang.decode.state import BlockState
+from dlm_sglang.heap import keep_trimmed
 from dlm_sglang.seams.batch import DlmRoundState
 from dlm_sglang.seams.check import require_seams
 from dlm_sglang.seams.names import ALGORITHM
@@ -42,6 +43,7 @@ class DlmWorker(BaseSpecWorker):
     def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
         super().__init__()
         require_seams("scheduler")
+        keep_trimmed()
         self._target_worker = target_worker
         self.model_runner = target_worker.model_runner
         self.device = target_worker.device

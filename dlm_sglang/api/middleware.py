@@ -25,6 +25,7 @@ from dlm_sglang.api.asgi import (
     send_whole,
     with_length,
 )
+from dlm_sglang.api.carried import unpacked
 from dlm_sglang.api.front import Front
 from dlm_sglang.api.guard import OpenRequests, Told, client_of, within
 from dlm_sglang.api.reporter import Capture, Reporter
@@ -161,5 +162,6 @@ def _translated(body: bytes, translate: Translate, front: Front) -> bytes:
         raise RequestError(f"the body must be a JSON object, got {shown(fields)}", param=None, code="invalid-body")
     if translate is translate_openai:
         check_size(fields, front.settings.max_output_tokens)
+        fields = unpacked(fields)
         fields = model_names.resolve_model(fields, front.served_model_name)
     return orjson.dumps(translate(fields, front.limits))

@@ -28,6 +28,9 @@ status 400; the error names the field.
 Model names carry a mode too: with `NAME:auto`, `NAME:diffusion`, `NAME:self_speculation`, `NAME:autoregressive` or
 `NAME:ar`, NAME being the served name, a client that can send no other field chooses the mode. `/v1/models` lists them.
 
+Behind a gateway that drops fields unknown to it, as SGLang's router does on `/v1/chat/completions`, put the fields into
+`chat_template_kwargs`: `{{"chat_template_kwargs": {{"dlm": {{"generation_mode": "diffusion", "block_length": 8}}}}}}`.
+
 ## Server settings
 
 `dlm-sglang serve` takes each setting as a flag, as a variable, or as a key of its `--config` YAML file,

@@ -1,4 +1,7 @@
-"""SGLang's own router in front of two servers: our parameters go through it, and prompts return to their cache."""
+"""SGLang's own router in front of two servers: how our parameters go through it, and prompts return to their cache.
+
+Of a chat request the router hands on the fields that it knows; ours go inside `chat_template_kwargs`, which it knows.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import pytest
 
 from dlm_sglang.measure.server import free_port
 from tests.e2e.asks import MODES
-from tests.e2e.conftest import SERVER_FLAGS, running
+from tests.e2e.conftest import FRONT_FLAGS, running
 from tests.e2e.faults import CHAT, body
 from tests.e2e.server import Server, stop_tree, tail, wait_for
 
@@ -29,10 +32,10 @@ NUM_TURNS = 3
 
 @pytest.fixture(scope="module")
 def replicas(
-    server: Server, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    front_server: Server, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Server, Server]]:
-    with running(checkpoint, tmp_path_factory, "second-replica", SERVER_FLAGS) as second:
-        yield server, second
+    with running(checkpoint, tmp_path_factory, "second-replica", FRONT_FLAGS) as second:
+        yield front_server, second
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,25 @@ def router(replicas: tuple[Server, Server], tmp_path_factory: pytest.TempPathFac
         yield router
 
 
+def routed(mode: str, num_tokens: int, *, stream: bool = False, number: int = 7, **fields: Any) -> dict[str, Any]:
+    """A chat request whose parameters come through the router."""
+    sent = body(mode, num_tokens, stream=stream, number=number)
+    return {**sent, "chat_template_kwargs": {"dlm": {"generation_mode": sent.pop("generation_mode"), **fields}}}
+
+
+def cached_tokens(replicas: tuple[Server, Server]) -> list[float]:
+    """Prompt tokens that each server found in its prefix cache so far."""
+    texts = [replica.get("/metrics/").text for replica in replicas]
+    return [
+        sum(
+            float(line.rpartition(" ")[2])
+            for line in text.splitlines()
+            if line.startswith("sglang:cached_tokens_total")
+        )
+        for text in texts
+    ]
+
+
 def events(answer: httpx.Response) -> list[str]:
     return [line for line in answer.text.splitlines() if line.startswith("data: ")]
 
@@ -66,64 +88,85 @@ def events(answer: httpx.Response) -> list[str]:
 @pytest.mark.parametrize("mode", MODES)
 def test_our_parameters_and_reports_go_through(router: Server, replicas: tuple[Server, Server], mode: str) -> None:
     direct = [replica.post(CHAT, body(mode, 24)).json() for replica in replicas]
-    routed = [router.post(CHAT, body(mode, 24)).json() for _ in range(2)]
-    for answer in (*direct, *routed):
+    through = [router.post(CHAT, routed(mode, 24)).json() for _ in range(2)]
+    for answer in (*direct, *through):
         assert answer["dlm"] == direct[0]["dlm"]
         assert answer["choices"][0]["message"] == direct[0]["choices"][0]["message"]
-    assert routed[0]["dlm"]["generation_mode"] == mode
+    assert through[0]["dlm"]["generation_mode"] == mode
+
+
+def test_completions_go_through_with_the_fields_in_their_own_places(
+    router: Server, replicas: tuple[Server, Server]
+) -> None:
+    sent = {"model": name_of(replicas), "prompt": "What is 1 + 2?", "max_tokens": 12, "temperature": 0}
+    fields = {"generation_mode": "diffusion", "block_length": 8, "confidence_threshold": None, "max_denoising_steps": 3}
+    direct = replicas[0].post("/v1/completions", {**sent, **fields}).json()
+    through = router.post("/v1/completions", {**sent, **fields}).json()
+    assert (through["dlm"], through["choices"][0]["text"]) == (direct["dlm"], direct["choices"][0]["text"])
+
+
+def name_of(replicas: tuple[Server, Server]) -> str:
+    return str(replicas[0].get("/v1/models").json()["data"][0]["id"])
+
+
+def test_what_the_router_drops_is_what_the_page_says(router: Server) -> None:
+    """When this fails, the router has learnt to hand on what it does not know: docs/scaling.md can be shorter."""
+    answer = router.post(CHAT, body("diffusion", 8)).json()
+    assert answer["dlm"]["generation_mode"] == "self_speculation"
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_streams_go_through_with_their_report(router: Server, mode: str) -> None:
-    answer = router.post(CHAT, body(mode, 24, stream=True))
+    answer = router.post(CHAT, routed(mode, 24, stream=True))
     assert answer.status_code == 200
     assert events(answer)[-1] == "data: [DONE]"
     assert f'"generation_mode":"{mode}"' in answer.text
 
 
 def test_a_mode_in_the_models_name_goes_through(router: Server, replicas: tuple[Server, Server]) -> None:
-    name = replicas[0].get("/v1/models").json()["data"][0]["id"]
-    sent: dict[str, Any] = {**body("diffusion", 8), "model": f"{name}:diffusion"}
+    sent: dict[str, Any] = {**body("diffusion", 8), "model": f"{name_of(replicas)}:diffusion"}
     del sent["generation_mode"]
     answer = router.post(CHAT, sent)
     assert answer.json()["dlm"]["generation_mode"] == "diffusion"
 
 
 def test_a_refusal_goes_through_as_the_server_wrote_it(router: Server, replicas: tuple[Server, Server]) -> None:
-    wrong = {**body("diffusion", 8), "block_length": 999}
-    direct, routed = replicas[0].post(CHAT, wrong), router.post(CHAT, wrong)
-    assert (routed.status_code, routed.json()) == (direct.status_code, direct.json())
-    assert routed.json()["error"]["param"] == "block_length"
+    direct = replicas[0].post(CHAT, {**body("diffusion", 8), "block_length": 999})
+    through = router.post(CHAT, routed("diffusion", 8, block_length=999))
+    assert (through.status_code, through.json()) == (direct.status_code, direct.json())
+    assert through.json()["error"]["param"] == "block_length"
 
 
-def test_generate_goes_through(router: Server) -> None:
-    sampling = {"max_new_tokens": 8, "custom_params": {"generation_mode": "diffusion"}}
-    answer = router.post("/generate", {"text": "What is 1 + 2?", "sampling_params": sampling})
-    assert answer.json()["meta_info"]["dlm"]["generation_mode"] == "diffusion"
-
-
-def test_a_conversation_returns_to_the_server_that_has_its_prefix(router: Server) -> None:
+def test_a_conversation_returns_to_the_server_that_has_its_prefix(
+    router: Server, replicas: tuple[Server, Server]
+) -> None:
     """Whatever mode each turn asks for: one prefix cache serves them all."""
-    cached = 0
     for talk in range(NUM_TALKS):
         messages = [{"role": "user", "content": f"Talk {talk}. {LONG_TEXT}"}]
+        known = 0
         for turn in range(NUM_TURNS):
-            sent = {"messages": messages, "max_tokens": 8, "temperature": 0, "generation_mode": MODES[turn % 3]}
-            answer = router.post("/v1/chat/completions", sent).json()
-            assert "choices" in answer, answer
+            before = sum(cached_tokens(replicas))
+            sent = {**routed(MODES[turn % 3], 8), "messages": messages}
+            answer = router.post(CHAT, sent).json()
+            found = sum(cached_tokens(replicas)) - before
+            # All of the turn before but its last few tokens; on the other server nearly nothing.
+            assert turn == 0 or found > 0.8 * known, (talk, turn, found)
+            known = int(answer["usage"]["prompt_tokens"])
             messages = [
                 *messages,
                 {"role": "assistant", "content": answer["choices"][0]["message"]["content"] or "."},
                 {"role": "user", "content": "Go on."},
             ]
-            details = answer["usage"].get("prompt_tokens_details") or {}
-            cached += turn > 0 and details.get("cached_tokens", 0) > 0
-    assert cached == NUM_TALKS * (NUM_TURNS - 1)
 
 
 def test_a_server_that_is_gone_is_left_out(router: Server, replicas: tuple[Server, Server]) -> None:
     """The last test: the second server is stopped."""
     replicas[1].stop()
-    statuses = [router.post(CHAT, body(MODES[number % 3], 4, number=number)).status_code for number in range(12)]
-    # Without retries the first ones may still be sent to it.
-    assert statuses[-3:] == [200] * 3, statuses
+    statuses: list[int] = []
+
+    def is_left_out() -> bool:
+        # Without retries those that are still sent to it fail.
+        statuses.append(router.post(CHAT, routed(MODES[0], 4, number=len(statuses))).status_code)
+        return statuses[-6:] == [200] * 6
+
+    wait_for(is_left_out, 90, lambda: f"the router goes on asking a server that is gone: {statuses}")

@@ -83,7 +83,8 @@ async def soak(
     """
     outcome = Outcome(seconds, clients)
     load = Load(url, prompts, seed)
-    connector = aiohttp.TCPConnector(limit=0)
+    # A client that the machine starves would find its idle connections closed, which is no fault of the server.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600)) as session:
         first = await load.probe(session)
         begin = time.monotonic()

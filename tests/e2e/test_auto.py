@@ -122,16 +122,16 @@ def test_a_budget_in_between_is_met_by_giving_up_some(each_server: Server, promp
     """The budget is a share of what the same answer took without one, measured just before."""
     one = Ask(prompt_ids=prompts[3], policy=diffusion(16, 16, 1.0), max_new_tokens=192, ignore_eos=True)
     told: dict[str, Any] = {}
-    for _ in range(3):
+    # A machine that others use too is slower at one time than at another: then the share was no share.
+    for _ in range(8):
         ample = ask(each_server.url, within(one, 3_600_000)).stats
         tight = ask(each_server.url, within(one, int(0.6 * ample["latency_budget"]["took_ms"]))).stats
         told = tight["latency_budget"]
-        assert tight["num_denoise_forwards"] < ample["num_denoise_forwards"]
-        assert told["loosened_blocks"] > 0
-        # A machine that others use too may be slower at one time than at another.
-        if told["is_met"]:
-            return
-    pytest.fail(f"no budget was met: {told}")
+        if told["loosened_blocks"] > 0:
+            assert tight["num_denoise_forwards"] < ample["num_denoise_forwards"]
+            if told["is_met"]:
+                return
+    pytest.fail(f"no budget was met by giving up some: {told}")
 
 
 @pytest.mark.parametrize("mode", ["autoregressive", "self_speculation", "auto"])

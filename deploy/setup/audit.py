@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,7 +67,8 @@ def installed(folder: Path) -> Path:
     """
     tool = folder / "bin" / "pip-audit"
     if not tool.exists():
-        venv.create(folder, with_pip=True)
+        # As a command: imported from here, `venv` would be the script beside this one.
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         python = str(folder / "bin" / "python")
         command = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-input", TOOL]
         try:

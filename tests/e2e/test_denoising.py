@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dlm_sglang.bundled.tasks import held_out_prompts
 from tests.e2e.asks import Ask, async_client, diffusion, shuffled, speculation
-from tests.e2e.blocks import WATCHED, check_blocks, seen_all, with_blocks
+from tests.e2e.blocks import BLOCKLESS, WATCHED, check_blocks, seen_all, with_blocks
 from tests.e2e.oracle import Oracle
 from tests.e2e.server import Server
 
@@ -32,10 +32,6 @@ POLICIES = (
 each_policy = pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.mode}-{policy.block_length}")
 # Blocks whose order of filling two engines may see differently, because of a numerical tie.
 MAX_TIE_SHARE = 0.03
-
-
-# What the oracle decodes without blocks: `auto` has some, of lengths that only the server knows.
-BLOCKLESS = ("autoregressive", "auto")
 
 
 def test_blocks_are_the_oracles_in_mixed_batches_and_change_no_answer(

@@ -19,7 +19,7 @@ from dlm_sglang.measure.server import free_port
 from tests.e2e.asks import MODES
 from tests.e2e.conftest import FRONT_FLAGS, running
 from tests.e2e.faults import CHAT, body
-from tests.e2e.server import Server, stop_tree, tail, wait_for
+from tests.e2e.server import Server, tail, wait_for
 
 pytest.importorskip("sglang_router", reason="sglang-router is not installed")
 
@@ -48,8 +48,8 @@ def router(replicas: tuple[Server, Server], tmp_path_factory: pytest.TempPathFac
     with ExitStack() as stack:
         log = stack.enter_context(log_file.open("wb"))
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        stack.callback(stop_tree, process.pid)
         router = Server(process, log_file, f"http://127.0.0.1:{port}")
+        stack.callback(router.stop)
 
         def has_both() -> bool:
             assert router.is_alive(), tail(log_file)

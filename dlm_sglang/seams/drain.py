@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,9 @@ from dlm_sglang.errors import RequestError
 from dlm_sglang.settings import FrontSettings
 
 logger = logging.getLogger(__name__)
+
+# SGLang looks every 5 s, and waits up to 15 s for its schedulers.
+LAST_S = 25.0
 
 
 def on_sigterm(original: Callable[..., None], handler: Any, signum: Any = None, frame: Any = None) -> None:
@@ -25,6 +30,10 @@ def on_sigterm(original: Callable[..., None], handler: Any, signum: Any = None, 
     limit_s = FrontSettings.from_env().drain_timeout_s
     if was_draining or limit_s is None:
         return
+    # A response that never ends, such as to a client that reads nothing, would keep the HTTP process for ever.
+    last = threading.Timer(limit_s + LAST_S, os._exit, (0,))
+    last.daemon = True
+    last.start()
     logger.info("draining: %d requests have %g s to end", len(manager.rid_to_state), limit_s)
     asyncio.get_running_loop().call_later(limit_s, _abort_the_rest, manager)
 

@@ -23,6 +23,7 @@ MAX_TOKENS = 96
 MAX_SHOWN_ERRORS = 20
 _FORMS: tuple[Fields, ...] = (
     {"generation_mode": "autoregressive"},
+    {"generation_mode": "auto"},
     {"generation_mode": "self_speculation"},
     {"generation_mode": "self_speculation", "block_length": 8},
     {"generation_mode": "self_speculation", "draft_threshold": 0.5, "max_denoising_steps": 4},

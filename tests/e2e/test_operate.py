@@ -14,6 +14,7 @@ import httpx
 import pytest
 import yaml
 
+from dlm_sglang.param_table import GenerationMode
 from tests.e2e.asks import AUTOREGRESSIVE, Ask
 from tests.e2e.server import Server, wait_for
 
@@ -94,4 +95,4 @@ def test_smoke_passes(front_server: Server) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ok  ") == 11
+    assert done.stdout.count("ok  ") == 2 + 3 * len(GenerationMode)

@@ -18,7 +18,11 @@ _MOST = (1 << 31) - 1
 
 # Most alternatives of a token. OpenAI's API has 20.
 MAX_TOP_LOGPROBS = 256
-_LOGPROBS = {"logprob_start_len": (-1, _MOST), "top_logprobs_num": (0, MAX_TOP_LOGPROBS)}
+_RANGES = {
+    **dict.fromkeys(_INTEGERS, (-_MOST, _MOST)),
+    "logprob_start_len": (-1, _MOST),
+    "top_logprobs_num": (0, MAX_TOP_LOGPROBS),
+}
 
 
 def check_size(body: Mapping[str, object], max_output_tokens: int | None) -> None:
@@ -55,7 +59,7 @@ def sized(sampling: object, max_output_tokens: int | None) -> object:
 
 
 def check_integers(fields: Mapping[str, object], prefix: str = "") -> None:
-    """Refuse numbers that would end the scheduler, which makes tensors of them.
+    """Refuse numbers that would end the scheduler, which makes tensors of them or stumbles over them.
 
     Args:
         fields: of a request on any surface; a list holds one value per prompt.
@@ -64,27 +68,11 @@ def check_integers(fields: Mapping[str, object], prefix: str = "") -> None:
     Raises:
         RequestError: naming the field.
     """
-    for name in _INTEGERS:
+    for name, (low, high) in _RANGES.items():
         sent = fields.get(name)
         for value in sent if isinstance(sent, list | set | tuple) else [sent]:
-            if isinstance(value, int | float) and not -_MOST <= value <= _MOST:
-                raise _out_of_range(f"{prefix}{name}", f"in {-_MOST}..{_MOST}", value)
-
-
-def check_logprobs(fields: Mapping[str, object]) -> None:
-    """Refuse wishes for log-probabilities that SGLang does not check and its scheduler stumbles over.
-
-    Args:
-        fields: of SGLang's internal request; a list holds one value per prompt.
-
-    Raises:
-        RequestError: naming the field.
-    """
-    for name, (low, high) in _LOGPROBS.items():
-        sent = fields.get(name)
-        for value in sent if isinstance(sent, list) else [sent]:
             if isinstance(value, int | float) and not low <= value <= high:
-                raise _out_of_range(name, f"in {low}..{high}", value)
+                raise _out_of_range(f"{prefix}{name}", f"in {low}..{high}", value)
 
 
 def check_prompt(token_ids: Sequence[int], most: int | None, vocab_size: int, param: str) -> None:

@@ -88,9 +88,7 @@ def translate_sampling(sampling: object, limits: ServerLimits, *, resolved: bool
 
 def modes_of(sampling: object) -> set[GenerationMode]:
     """The modes of translated sampling parameters, one or a list; all, where nobody can tell."""
-    ones = sampling if isinstance(sampling, list) else [sampling]
-    customs = [one.get("custom_params") for one in ones if isinstance(one, Mapping)]
-    return {mode_of(custom) for custom in customs if isinstance(custom, Mapping)} or set(GenerationMode)
+    return {mode_of(custom) for custom in _customs(sampling)} or set(GenerationMode)
 
 
 def mode_of(custom: Mapping[str, object]) -> GenerationMode:
@@ -107,9 +105,14 @@ def is_seeded(custom: Mapping[str, object]) -> bool:
 
 def all_seeded(sampling: object) -> bool:
     """Whether translated sampling parameters, one or a list, all have seeded blocks."""
+    return all(is_seeded(custom) for custom in _customs(sampling))
+
+
+def _customs(sampling: object) -> list[Mapping[str, object]]:
+    """The `custom_params` of translated sampling parameters, one or a list."""
     ones = sampling if isinstance(sampling, list) else [sampling]
     customs = [one.get("custom_params") for one in ones if isinstance(one, Mapping)]
-    return all(is_seeded(custom) for custom in customs if isinstance(custom, Mapping))
+    return [custom for custom in customs if isinstance(custom, Mapping)]
 
 
 def _custom_params(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dlm_sglang.decode.controls import Controls, History
+from dlm_sglang.decode.layout import starts_of
 from dlm_sglang.decode.state import DENOISE, BlockState
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ class ControlRows:
     ) -> None:
         self._device = torch.device(device)
         self.controls = [controls for _, controls, _ in rows]
-        starts = [sum(widths[:index]) for index, _, _ in rows]
+        all_starts = starts_of(widths)
+        starts = [all_starts[index] for index, _, _ in rows]
         own_widths = [widths[index] for index, _, _ in rows]
-        firsts = [sum(own_widths[:row]) for row in range(len(rows))]
+        firsts = starts_of(own_widths)
         self.max_width = max(own_widths)
         tokens = [start + offset for start, width in zip(starts, own_widths, strict=True) for offset in range(width)]
         self.covers_round = len(tokens) == sum(widths)

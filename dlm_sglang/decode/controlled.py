@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +15,7 @@ from dlm_sglang.decode.choose import choose_seeds, choose_tokens, sampling_rows
 from dlm_sglang.decode.control_rows import Choices, ControlRows
 from dlm_sglang.decode.controls import Controls, History
 from dlm_sglang.decode.grammar import GrammarRow, GrammarRows, Matcher
+from dlm_sglang.decode.layout import starts_of
 from dlm_sglang.decode.logprobs import LogprobRows, RoundLogprobs, log_probabilities
 from dlm_sglang.decode.state import BlockState
 
@@ -94,7 +94,7 @@ def make_controls(
         for index, row in enumerate(rows)
         if (controls := _without_grammars_part(row)) is not None and controls.concerns_choice
     ]
-    starts = list(accumulate(widths, initial=0))
+    starts = starts_of(widths)
     grammar = [
         GrammarRow(
             index, starts[index], widths[index], row.matcher, bool(row.controls and row.controls.commits_by_prefix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from dlm_kernels.ops.advance_rows import RowHints
@@ -67,6 +68,11 @@ class RoundLayout:
         if self.is_uniform:
             return per_token.view(-1, self.max_width)
         return per_token[self.token_index]
+
+
+def starts_of(widths: Sequence[int]) -> list[int]:
+    """The flat index of each row's first query token."""
+    return list(accumulate(widths, initial=0))[: len(widths)]
 
 
 def make_layout(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from dlm_sglang.decode.layout import starts_of
+
 if TYPE_CHECKING:
     from dlm_sglang.decode.round import RoundOutputs
 
@@ -54,7 +56,8 @@ class LogprobRows:
         if not num_tops:
             return None
         rows = tuple(row for row, _ in num_tops)
-        starts = [sum(widths[:row]) for row in rows]
+        all_starts = starts_of(widths)
+        starts = [all_starts[row] for row in rows]
         width = max(widths)
         tokens = [
             [start + min(offset, widths[row] - 1) for offset in range(width)]

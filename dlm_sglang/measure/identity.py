@@ -24,6 +24,7 @@ class ServerIdentity:
     """What a server says about itself; fields are empty where it does not.
 
     Attributes:
+        model_path: the hub's name of the model, or the name of its folder; where that lies is nobody's business.
         checkpoint: digest of the checkpoint's file names, sizes and config, where its folder is on this machine.
         block_length: block size that the checkpoint was trained with, where its folder is on this machine.
     """
@@ -52,8 +53,9 @@ def identify(url: str, api_key: str | None = None) -> ServerIdentity:
         return ServerIdentity(model)
     path = str(info.get("model_path") or "")
     checkpoint, block_length = _checkpoint(Path(path))
+    name = Path(path).name if Path(path).is_absolute() else path
     return ServerIdentity(
-        model, path, checkpoint, block_length, str(info.get("device") or ""), str(info.get("version") or "")
+        model, name, checkpoint, block_length, str(info.get("device") or ""), str(info.get("version") or "")
     )
 
 

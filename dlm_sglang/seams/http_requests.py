@@ -19,7 +19,7 @@ from dlm_sglang.api import denoising, infill, report
 from dlm_sglang.api.errors import overloaded
 from dlm_sglang.api.front import Front
 from dlm_sglang.api.metrics import ABORTED, Metrics
-from dlm_sglang.api.size import check_integers, check_logprobs, check_prompt, sized
+from dlm_sglang.api.size import check_integers, check_prompt, sized
 from dlm_sglang.api.translate import all_seeded, modes_of, translate_sampling
 from dlm_sglang.api.unsupported import REFUSALS, Surface, refuse_unsupported
 from dlm_sglang.errors import RequestError
@@ -230,8 +230,7 @@ def _translate_internal(obj: Any, at: Front, manager: Any) -> None:
             _resolve_infill(one, manager)
     native = {name: getattr(obj, name, None) for name in _NATIVE_NAMES}
     refuse_unsupported(native, Surface.NATIVE, modes_of(sampling), is_seeded=all_seeded(sampling))
-    check_integers({"priority": getattr(obj, "priority", None)})
-    check_logprobs({name: getattr(obj, name, None) for name in ("logprob_start_len", "top_logprobs_num")})
+    check_integers({name: getattr(obj, name, None) for name in ("priority", "logprob_start_len", "top_logprobs_num")})
     denoising.require_stream(sampling, is_stream=bool(obj.stream))
     obj.sampling_params = sized(sampling, at.settings.max_output_tokens)
 

@@ -195,6 +195,7 @@ def test_what_nobody_could_see_is_refused(client: OpenAI, chat: Any) -> None:
                 model="default",
                 messages=chat,
                 max_tokens=4,
+                # The overloads know True and False apart, and no flag.
                 stream=stream,  # type: ignore[call-overload]
                 extra_body={**fields, **WATCHED},
             )

@@ -64,7 +64,9 @@ def test_nobody_sends_the_workers_own_keys(key: str) -> None:
 
 
 def test_an_empty_suffix_is_none() -> None:
-    assert INFILL_KEY not in translate_openai({**PROMPT, "suffix": ""}, LIMITS)["custom_params"]  # type: ignore[operator]
+    custom = translate_openai({**PROMPT, "suffix": ""}, LIMITS)["custom_params"]
+    assert isinstance(custom, dict)
+    assert INFILL_KEY not in custom
 
 
 def test_a_suffix_follows_its_gap_as_far_as_the_block_reaches() -> None:

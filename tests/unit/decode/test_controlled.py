@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def model() -> NldModel:
     return random_model()
 
 
-def _policy(mode: str, temperature: float, by_prefix: bool = False, **fields: object) -> DecodePolicy:
+def _policy(mode: str, temperature: float, by_prefix: bool = False, **fields: Any) -> DecodePolicy:
     block = {} if mode == "autoregressive" else {"block_length": 8}
     return make_policy(
         DecodeParams.from_fields({"generation_mode": mode, **block, **fields}, ServerLimits()),
@@ -94,7 +95,7 @@ def test_autoregressive_and_self_speculative_rows_give_what_a_plain_loop_gives(
             {"mode": "self_speculation"},
             {"mode": "self_speculation", "draft_threshold": 0.5},
         ):
-            policy = _policy(temperature=temperature, **fields)  # type: ignore[arg-type]
+            policy = _policy(temperature=temperature, **fields)
             own = None if controls is None else replace(controls, first_position=len(prompt))
             rows.append(Row(policy, prompt, controls=own))
             expected.append(_plainly(model, prompt, policy, own or Controls()))
@@ -218,7 +219,7 @@ def test_grammar_is_kept_in_every_mode(model: NldModel, seed: int, temperature: 
         ("diffusion", {"confidence_threshold": 0.3}),
     ):
         by_prefix = mode == "diffusion"
-        policy = _policy(mode, temperature, by_prefix, **fields)  # type: ignore[arg-type]
+        policy = _policy(mode, temperature, by_prefix, **fields)
         controls = Controls(commits_by_prefix=by_prefix, first_position=3) if by_prefix else None
         rows.append(Row(policy, prompt, controls=controls, matcher=Dfa(random.Random(seed))))
     rows.append(Row(_policy("self_speculation", temperature), prompt))

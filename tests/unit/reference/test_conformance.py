@@ -18,31 +18,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dlm_sglang.reference.decoder import Mode, OracleParams, OracleResult, decode
-from dlm_sglang.reference.model import KvCache, NldConfig, NldModel
+from dlm_sglang.reference.model import KvCache, NldModel
 from dlm_sglang.reference.sampling import filtered_probs
 from dlm_sglang.reference.sequence import CachedSequence, TriModeModel
+from tests.unit.decode.models import CONFIG as SMALL_CONFIG
 
 VOCAB, MASK, CONTEXT = 40, 33, 96
-CONFIG = NldConfig(
+CONFIG = replace(
+    SMALL_CONFIG,
     vocab_size=VOCAB,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    intermediate_size=48,
-    max_position_embeddings=1024,
-    rms_norm_eps=1e-5,
     rope_theta=1e6,
-    rope_factor=16.0,
     # Short, so that the frequency ramp and the query scale are at work inside the tests' contexts.
     original_max_position_embeddings=16,
-    rope_beta_fast=32.0,
-    rope_beta_slow=1.0,
-    llama_4_scaling_beta=0.1,
     mask_token_id=MASK,
-    block_size=8,
-    bos_token_id=1,
     eos_token_id=11,
 )
 AR = OracleParams(

@@ -46,15 +46,38 @@ def test_the_curve_comes_to_what_the_blocks_win(hazard: float) -> None:
         assert curve.accept_length(block_length) == pytest.approx(_mean_accepted(block_length, hazard), rel=0.15)
 
 
-def test_short_blocks_tell_about_the_beginning_of_long_ones_only() -> None:
+def test_long_blocks_are_expected_to_go_on_as_short_ones_end_until_they_are_seen() -> None:
     rng = random.Random(2)
     curve = AcceptCurve(32)
-    before = curve.accept_length(32) - curve.accept_length(16)
     for _ in range(400):
-        curve.observe(8, _accepted(rng, 8, 0.01), Frailty())
+        curve.observe(8, _accepted(rng, 8, 0.01))
     assert curve.accept_length(8) > 7.5
-    assert curve.accept_length(32) - curve.accept_length(16) > before, "more blocks get as far as there"
-    assert curve.accept_length(32) < 25, "nothing was seen there"
+    assert curve.accept_length(32) > 25
+    for _ in range(4):
+        curve.observe(32, 16)
+    assert curve.accept_length(16) > 14
+    assert curve.accept_length(32) < 22
+
+
+def test_a_length_that_once_seemed_bad_is_expected_to_be_better_long_after() -> None:
+    rng = random.Random(5)
+    curve = AcceptCurve(32)
+    for _ in range(100):
+        curve.observe(32, 16)
+    after_bad_ones = curve.accept_length(32)
+    for _ in range(6000):
+        curve.observe(16, _accepted(rng, 16, 0.01))
+    assert curve.accept_length(32) > 1.5 * after_bad_ones
+
+
+def test_each_length_comes_to_what_its_own_blocks_win() -> None:
+    """Answers of 20 tokens: the curve alone would expect 15 of a block of 32."""
+    curve = AcceptCurve(32)
+    for _ in range(200):
+        for block_length, accept_len in ((32, 20), (16, 16), (16, 4)):
+            curve.observe(block_length, accept_len)
+    assert curve.accept_length(16) == pytest.approx(10, rel=0.1)
+    assert curve.accept_length(32) == pytest.approx(20, rel=0.1)
 
 
 def test_an_easy_and_a_hard_request_are_told_apart_within_a_few_blocks() -> None:

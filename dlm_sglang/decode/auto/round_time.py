@@ -2,7 +2,9 @@
 
 Rounds of about the same shape share a cell, which keeps their mean. A line through all cells, bent upwards where
 forwards stop being free, predicts shapes that never ran: non-negative least squares, with a weak prior of the
-roofline's shape (performance: query tokens are free up to FLOP rate over bandwidth, about 206).
+roofline's shape (performance: query tokens are free up to FLOP rate over bandwidth, about 206). By as much as the cells
+around a shape are off the line, the shape is expected to be off it too: else one between two that are known to be slow
+would look fast.
 
 A machine may become slower or faster as a whole, as one that is shared or throttled does. That is told by the cells
 that are known well, whichever runs, and kept apart as the pace: else the shapes that ran while it was slow would look
@@ -26,6 +28,8 @@ _SHORTEST_S = 1e-6
 # Rounds of a shape that the line through all of them is worth.
 _DOUBT = 4.0
 _SWEEPS = 40
+# Cells that far away tell of a shape, each step the less.
+_REACH, _PER_STEP = 2, 0.75
 # While there are so few, each new cell changes the line much.
 _FEW_CELLS = 12
 # Rounds until a cell that nobody visits counts half.
@@ -71,6 +75,15 @@ class RoundShape:
     def cell(self) -> tuple[bool, int, int]:
         """Shapes within about a fifth of each other are one cell."""
         return self.is_blockwise, _step(self.num_rows), _step(self.num_tokens)
+
+
+# Of the cells around one: how far they are, and what they count.
+_AROUND = tuple(
+    (rows, tokens, _PER_STEP ** (rows * rows + tokens * tokens))
+    for rows in range(-_REACH, _REACH + 1)
+    for tokens in range(-_REACH, _REACH + 1)
+    if (rows, tokens) != (0, 0)
+)
 
 
 def _step(count: int) -> int:
@@ -141,14 +154,34 @@ class RoundTimes:
         """Expected seconds of a round; without any observation in units of the shortest round."""
         if self._is_stale:
             self._weights, self._is_stale = self._fit(), False
-        features = shape.features()
-        fitted = _dot(self._weights, features)
+        fitted = max(_dot(self._weights, shape.features()), _SHORTEST_S)
+        around = self._off_the_line_around(shape)
         cell = self._cells.get(shape.cell())
         if cell is None:
-            return self._pace * max(fitted, _SHORTEST_S)
+            return self._pace * fitted * (1 + around)
         trust = cell.weight / (cell.weight + _DOUBT)
-        found = fitted + trust * (cell.seconds - _dot(self._weights, cell.features))
+        found = fitted * (1 + trust * self._off_the_line(cell) + (1 - trust) * around)
         return self._pace * max(found, 0.2 * cell.seconds)
+
+    def doubt(self, shape: RoundShape) -> float:
+        """How little is known of rounds of about this shape: 1 if none ran, towards 0 with each one."""
+        cell = self._cells.get(shape.cell())
+        return 1.0 if cell is None else _DOUBT / (cell.weight + _DOUBT)
+
+    def _off_the_line(self, cell: _Cell) -> float:
+        return cell.seconds / max(_dot(self._weights, cell.features), _SHORTEST_S) - 1
+
+    def _off_the_line_around(self, shape: RoundShape) -> float:
+        """Mean of what the cells around the shape's own are off the line, as a share of it."""
+        is_blockwise, rows, tokens = shape.cell()
+        total, weights = 0.0, _DOUBT
+        for far_rows, far_tokens, share in _AROUND:
+            cell = self._cells.get((is_blockwise, rows + far_rows, tokens + far_tokens))
+            if cell is not None:
+                weight = share * cell.weight
+                total += weight * self._off_the_line(cell)
+                weights += weight
+        return total / weights
 
     def _fit(self) -> list[float]:
         """Coordinate descent on the normal equations, no weight below 0."""

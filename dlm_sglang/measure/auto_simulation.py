@@ -159,7 +159,7 @@ class Simulation:
         if request.row is None or self.controller is None:
             return
         _, verified = request.row.processed(is_denoise=is_denoise)
-        if verified > AUTOREGRESSIVE:
+        if verified:
             self.controller.observe_block(request.row, verified, won)
         request.length = request.row.current
 

@@ -71,7 +71,7 @@ class AutoRounds:
     def account(self, row: AutoRow, *, is_denoise: bool, accept_len: int) -> int:
         """A round of the row was processed: learn from its block; the positions that the row had in the round."""
         width, block_length = row.processed(is_denoise=is_denoise)
-        if block_length > 1:
+        if block_length:
             self.controller.observe_block(row, block_length, accept_len)
         return width
 

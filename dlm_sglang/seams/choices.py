@@ -8,6 +8,7 @@ from typing import Any
 from dlm_sglang.decode.auto.round_time import RoundShape
 from dlm_sglang.decode.budget import BudgetBounds
 from dlm_sglang.decode.state import BlockState
+from dlm_sglang.params import GenerationMode
 from dlm_sglang.seams.auto import AutoRounds
 from dlm_sglang.seams.budget import BudgetRounds
 from dlm_sglang.seams.request import RequestState
@@ -41,7 +42,10 @@ class Choices:
         if state.budget is not None:
             state.budget.processed(time.perf_counter(), is_denoise=is_denoise)
         if state.auto is None:
-            return state.policy.block_length
+            block_length = state.policy.block_length
+            if state.policy.mode is GenerationMode.SELF_SPECULATION and not is_denoise:
+                self._auto.controller.observe_block(None, block_length, accept_len)
+            return block_length
         return self._auto.account(state.auto, is_denoise=is_denoise, accept_len=accept_len)
 
     def processed(self, shape: RoundShape | None) -> None:
@@ -51,6 +55,10 @@ class Choices:
         one after another, the slower of device and host where they overlap.
         """
         now_s = time.perf_counter()
-        if shape is not None and self._processed_at_s is not None:
-            self._auto.controller.observe_round(shape, now_s - self._processed_at_s)
+        if self._processed_at_s is not None:
+            took_s = now_s - self._processed_at_s
+            if shape is None:
+                self._auto.controller.arrivals.observe_prefill(took_s)
+            else:
+                self._auto.controller.observe_round(shape, took_s)
         self._processed_at_s = now_s

@@ -57,8 +57,8 @@ class Assignment:
     tok_s: float
 
 
-# Seconds of a round by its query tokens.
-SecondsOf = Callable[[int], float]
+# Seconds of a round by its query tokens and the tokens that it wins.
+SecondsOf = Callable[[int, float], float]
 
 
 def gain_of(block_length: int, accept_length: float) -> float:
@@ -79,13 +79,13 @@ def best_assignment(offers: Sequence[Offer], others: Others, seconds_of: Seconds
     chosen = [0] * len(offers)
     gain = others.gain + sum(offer.gains[0] for offer in offers)
     tokens = others.num_tokens + sum(offer.block_lengths[0] for offer in offers)
-    best_rate, best_count = gain / seconds_of(tokens), 0
+    best_rate, best_count = gain / seconds_of(tokens, gain), 0
     stride = max(1, len(steps) // _MAX_TRIES)
     for count, (_, _, _, step) in enumerate(steps, start=1):
         gain, tokens = gain + step.gain, tokens + step.num_tokens
         if count % stride and count < len(steps):
             continue
-        rate = gain / seconds_of(tokens)
+        rate = gain / seconds_of(tokens, gain)
         if rate > best_rate:
             best_rate, best_count = rate, count
     for _, number, row, _ in steps[:best_count]:
@@ -97,7 +97,7 @@ def best_assignment(offers: Sequence[Offer], others: Others, seconds_of: Seconds
 def rate_of(block_lengths: Sequence[int], offers: Sequence[Offer], others: Others, seconds_of: SecondsOf) -> float:
     """Tokens per second that an assignment gives the whole batch."""
     gain = others.gain + sum(offer.gain(length) for offer, length in zip(offers, block_lengths, strict=True))
-    return gain / seconds_of(others.num_tokens + sum(block_lengths))
+    return gain / seconds_of(others.num_tokens + sum(block_lengths), gain)
 
 
 class _Step(NamedTuple):

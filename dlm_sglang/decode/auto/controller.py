@@ -14,6 +14,7 @@ from enum import IntEnum
 from functools import cache
 
 from dlm_sglang.decode.auto.acceptance import AcceptCurve
+from dlm_sglang.decode.auto.arrivals import Arrivals
 from dlm_sglang.decode.auto.assign import (
     AUTOREGRESSIVE,
     Assignment,
@@ -30,8 +31,9 @@ from dlm_sglang.decode.auto.row import ROUNDS_PER_BLOCK, AutoRow
 # Rounds between two decisions about an unchanged batch, and at least between any two.
 DECIDE_EVERY = 16
 DECIDE_AT_MOST_EVERY = 8
-# What a change has to promise: it costs two wide rounds and a new layout.
-HYSTERESIS = 1.06
+# What a change has to promise: it costs two wide rounds, of which about one is lost, and a new layout. The rounds that
+# a request is likely to go on for have to win that back.
+HYSTERESIS, ROUNDS_LOST = 1.04, 1.0
 # Decisions that may leave things as they are: what is as fast may be less fair to some requests.
 KEEP_AT_MOST = 8
 # Rounds without a verified block, after which one request drafts a block all the same.
@@ -39,6 +41,9 @@ PROBE_EVERY = 64
 # Rounds between two trials of a shape that was not timed lately; the first ones follow closer.
 TRIAL_EVERY, FIRST_TRIALS_EVERY = 240, 24
 TRIAL_ROUNDS = 4
+# By how much longer a round is expected to take whose like never ran: of many guesses the shortest is a wrong one.
+# Trials find out where that is too cautious.
+CAUTION = 0.15
 # A trial is worth it if the guess about the shape promises this share of the best rate.
 TRIAL_PROMISE = 0.75
 TIMED_ENOUGH = 3
@@ -118,12 +123,14 @@ class AutoController:
     Attributes:
         curve: what blocks win.
         times: what rounds take.
+        arrivals: how long requests stay, and what others cost them.
         expectation: behind the last decision; None before the first.
     """
 
     max_block_length: int
     curve: AcceptCurve = field(init=False)
     times: RoundTimes = field(default_factory=RoundTimes)
+    arrivals: Arrivals = field(default_factory=Arrivals)
     expectation: Expectation | None = None
     _newcomer: int = AUTOREGRESSIVE
     _rounds_left: int = 0
@@ -146,17 +153,22 @@ class AutoController:
         if self.times.num_observations % _REFIT_EVERY == 0:
             self.times.refit()
 
-    def observe_block(self, row: AutoRow, block_length: int, accept_len: int) -> None:
-        """Learn what a block of more than one position won."""
-        self.curve.observe(block_length, accept_len, row.frailty)
+    def observe_block(self, row: AutoRow | None, block_length: int, accept_len: int) -> None:
+        """Learn what a block won; `row` is None for that of a request with a fixed block length."""
+        if row is not None:
+            self.arrivals.count_tokens(accept_len)
+        if block_length > AUTOREGRESSIVE:
+            self.curve.observe(block_length, accept_len, None if row is None else row.frailty)
 
     def is_due(self, rows: Sequence[AutoRow], *, has_changed: bool) -> bool:
         """Whether to decide before the coming round; asked once before each, with the same answer on every rank."""
         self._since_decision += 1
         self._rounds_left -= 1
+        num_new = sum(row.is_new for row in rows)
+        self.arrivals.count_round(len(rows), num_new)
         return (
             self._rounds_left <= 0
-            or all(row.is_new for row in rows)
+            or num_new == len(rows)
             or (has_changed and not self._is_trying and self._since_decision > DECIDE_AT_MOST_EVERY)
         )
 
@@ -174,12 +186,13 @@ class AutoController:
             wanted if row.is_new else row.target for row, wanted in zip(load.rows, best.block_lengths, strict=True)
         )
         current = rate_of(now, offers, load.others, seconds_of)
-        stays = not self._is_trying and self._times_kept < KEEP_AT_MOST and best.tok_s < HYSTERESIS * current
+        threshold = max(HYSTERESIS, 1 + ROUNDS_LOST / self.arrivals.mean_rounds)
+        stays = not self._is_trying and self._times_kept < KEEP_AT_MOST and best.tok_s < threshold * current
         self._times_kept = self._times_kept + 1 if stays else 0
         chosen = now if stays else best.block_lengths
-        self._expect(load, full, seconds_of)
-        # What most requests have: the next one is one of them, as far as anybody knows.
-        newcomer = Counter(chosen).most_common(1)[0][0]
+        self._expect(load, full)
+        # What most requests should have: the next one is one of them, as far as anybody knows, and free to begin so.
+        newcomer = Counter(best.block_lengths).most_common(1)[0][0]
         reason = Reason.FASTEST if load.may_grow else Reason.MEMORY
         decision = Decision(chosen, reason, newcomer)
         if load.may_grow:
@@ -221,22 +234,28 @@ class AutoController:
             self._offers[row.lengths, step] = found
         return found
 
-    def _seconds_of(self, load: Load) -> SecondsOf:
-        """Seconds of the load's rounds by their query tokens, each number asked for once."""
+    def _seconds_of(self, load: Load, caution: float = CAUTION) -> SecondsOf:
+        """Seconds of the load's rounds, what interrupts them included; each number of query tokens asked for once."""
 
         @cache
-        def seconds_of(num_tokens: int) -> float:
-            return self.times.seconds(RoundShape(load.num_rows, num_tokens, load.num_kv_tokens))
+        def round_s(num_tokens: int) -> float:
+            shape = RoundShape(load.num_rows, num_tokens, load.num_kv_tokens)
+            return self.times.seconds(shape) * (1 + caution * self.times.doubt(shape))
+
+        def seconds_of(num_tokens: int, gain: float) -> float:
+            return round_s(num_tokens) + self.arrivals.interruption_s(gain)
 
         return seconds_of
 
-    def _expect(self, load: Load, offers: Sequence[Offer], seconds_of: SecondsOf) -> None:
+    def _expect(self, load: Load, offers: Sequence[Offer]) -> None:
         """Rounds and rates with every row of the load at one length, or at its longest where that is shorter."""
+        seconds_of = self._seconds_of(load, caution=0.0)
         round_s, tok_s = {}, {}
         for length in max((row.lengths for row in load.rows), key=max):
             lengths = [length if length in offer.block_lengths else offer.block_lengths[-1] for offer in offers]
             tok_s[length] = rate_of(lengths, offers, load.others, seconds_of)
-            round_s[length] = seconds_of(load.others.num_tokens + sum(lengths))
+            num_tokens = load.others.num_tokens + sum(lengths)
+            round_s[length] = self.times.seconds(RoundShape(load.num_rows, num_tokens, load.num_kv_tokens))
         self.expectation = Expectation(load.num_rows, round_s, tok_s)
 
     def _uniform(self, load: Load, length: int) -> RoundShape:

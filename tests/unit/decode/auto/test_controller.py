@@ -68,6 +68,20 @@ def test_few_requests_get_long_blocks_and_many_short_ones() -> None:
     assert lengths[-1] < 16
 
 
+def test_where_every_round_is_followed_by_a_prefill_fewer_and_longer_ones_are_chosen() -> None:
+    lengths = []
+    for prefill_s in (None, 0.05):
+        controller, rows = _controller(free_tokens=128), _rows(32)
+        for _ in range(500):
+            controller.arrivals.count_round(num_rows=32, num_new=8)
+            controller.arrivals.count_tokens(8 * 32)
+        if prefill_s is not None:
+            controller.arrivals.observe_prefill(prefill_s)
+        controller.apply(rows, controller.decide(_load(rows)))
+        lengths.append(max(row.target for row in rows))
+    assert lengths[1] > lengths[0]
+
+
 def test_a_request_never_gets_a_longer_block_than_it_allows() -> None:
     controller = _controller(free_tokens=1e6)
     rows = [*_rows(1), *_rows(1, longest=8), *_rows(1, longest=3)]

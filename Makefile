@@ -38,9 +38,13 @@ setup-dev: need-python ## set up .venv with the test and lint tools too
 serve: setup ## serve the bundled checkpoint on 127.0.0.1:30000
 	@exec $(BIN)/dlm-sglang serve $(ARGS)
 
+# The end-to-end tests, whose servers use one core, one after another in one process; all others in a second one, that
+# gives way to them (tests/conftest.py).
+TEST_BESIDE := -n 2 --dist loadgroup
+
 .PHONY: test
-test: setup-dev ## run every test that this machine can run
-	$(BIN)/python -m pytest $(ARGS)
+test: setup-dev ## run every test that this machine can run, or those that ARGS names
+	$(BIN)/python -m pytest $(or $(ARGS),$(TEST_BESIDE))
 
 .PHONY: test-gpu
 test-gpu: setup-dev ## run the tests that need a GPU

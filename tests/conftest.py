@@ -10,7 +10,11 @@ from hypothesis import settings
 
 from dlm_sglang.cli.devices import num_cuda_devices
 
-TIER_BY_FOLDER = {"unit": "unit", "kernels": "unit", "contract": "contract", "e2e": "e2e", "gpu": "gpu"}
+E2E = "e2e"
+TIER_BY_FOLDER = {"unit": "unit", "kernels": "unit", "contract": "contract", E2E: E2E, "gpu": "gpu"}
+
+# Whether this process has begun with its tests.
+IS_PLACED = pytest.StashKey[bool]()
 
 # Small models on a shared machine: a second thread mostly waits for the first, in the servers that tests start too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,7 +28,7 @@ settings.load_profile("dlm")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark each test with the tier of its folder, and skip the GPU tier where there is no GPU."""
+    """Mark each test with its tier and its group, and skip the GPU tier where there is no GPU."""
     tests_folder = Path(__file__).parent
     without_gpu = pytest.mark.skip(reason="no NVIDIA GPU on this machine")
     has_gpu = num_cuda_devices() > 0
@@ -32,5 +36,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tier = TIER_BY_FOLDER.get(item.path.relative_to(tests_folder).parts[0])
         if tier:
             item.add_marker(tier)
+        # Of two processes one takes these, since they share servers; files go as a whole, since they share fixtures.
+        item.add_marker(pytest.mark.xdist_group(E2E if tier == E2E else str(item.path)))
         if not has_gpu and item.get_closest_marker("gpu"):
             item.add_marker(without_gpu)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Of two processes the one without the end-to-end tests gives way: those wait for servers with deadlines."""
+    config = item.config
+    if IS_PLACED in config.stash:
+        return
+    config.stash[IS_PLACED] = True
+    if "PYTEST_XDIST_WORKER" in os.environ and not item.get_closest_marker(E2E):
+        os.nice(19)

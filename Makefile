@@ -79,6 +79,10 @@ bench: setup ## measure the modes against plain SGLang
 bench-auto: setup ## measure auto against fixed block lengths at 1 to 64 requests (about 10 minutes)
 	@exec $(BIN)/python -m dlm_sglang.measure.auto_bench --out docs/results/auto-cpu.jsonl $(ARGS)
 
+.PHONY: bench-options
+bench-options: setup ## measure what grammars, logprobs and penalties cost in each mode (about 3 minutes)
+	@exec $(BIN)/python -m dlm_sglang.measure.options --out docs/results/options-cpu.json $(ARGS)
+
 .PHONY: simulate-auto
 simulate-auto: setup ## auto against fixed block lengths on a simulated H200, no GPU needed
 	@exec $(BIN)/python -m dlm_sglang.measure.auto_simulation --out docs/results/auto-h200-simulated.json $(ARGS)

@@ -29,6 +29,7 @@ from dlm_sglang.api.carried import unpacked
 from dlm_sglang.api.front import Front
 from dlm_sglang.api.guard import OpenRequests, Told, client_of, within
 from dlm_sglang.api.reporter import Capture, Reporter
+from dlm_sglang.api.shapes import check_shapes
 from dlm_sglang.api.size import check_size
 from dlm_sglang.api.translate import translate_generate, translate_openai
 from dlm_sglang.errors import RequestError, shown
@@ -161,6 +162,7 @@ def _translated(body: bytes, translate: Translate, front: Front) -> bytes:
     if not isinstance(fields, dict):
         raise RequestError(f"the body must be a JSON object, got {shown(fields)}", param=None, code="invalid-body")
     if translate is translate_openai:
+        check_shapes(fields)
         check_size(fields, front.settings.max_output_tokens)
         fields = unpacked(fields)
         fields = model_names.resolve_model(fields, front.served_model_name)

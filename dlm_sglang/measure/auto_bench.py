@@ -17,7 +17,7 @@ from pathlib import Path
 from dlm_sglang.measure import bench
 from dlm_sglang.measure.drive import Pattern
 from dlm_sglang.measure.grid import DecodeSetting
-from dlm_sglang.measure.modes import machine
+from dlm_sglang.measure.modes import command_of, machine
 from dlm_sglang.measure.prompts import load_prompts
 from dlm_sglang.measure.server import running_server
 from dlm_sglang.measure.store import Line, numbers_of, select
@@ -137,7 +137,7 @@ def main() -> int:
             say(f"wrote {path}")
     comparisons = compare(store.lines)
     report = {
-        "command": " ".join(["python -m dlm_sglang.measure.auto_bench", *sys.argv[1:]]),
+        "command": command_of("dlm_sglang.measure.auto_bench"),
         **machine(),
         "comparisons": [asdict(one) for one in comparisons],
     }

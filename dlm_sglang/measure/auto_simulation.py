@@ -20,6 +20,7 @@ from dlm_sglang.decode.auto.assign import AUTOREGRESSIVE, Others
 from dlm_sglang.decode.auto.controller import AutoController, Load
 from dlm_sglang.decode.auto.round_time import RoundShape
 from dlm_sglang.decode.auto.row import STANDARD_LENGTHS, AutoRow
+from dlm_sglang.measure.modes import command_of
 from dlm_sglang.measure.plan import roofline
 from dlm_sglang.measure.plan.gpu import find_gpu
 from dlm_sglang.measure.plan.shape import BYTES_OF_DTYPE, load_shape
@@ -258,7 +259,7 @@ def main() -> int:
     print(f"smallest auto/best: {min(cell.ratio for cell in cells):.3f} (simulated, not measured)")
     if arguments.out is not None:
         report = {
-            "command": " ".join(["python -m dlm_sglang.measure.auto_simulation", *sys.argv[1:]]),
+            "command": command_of("dlm_sglang.measure.auto_simulation"),
             "what": "simulated on a roofline, not measured",
             "gpu": arguments.gpu,
             "accept_lengths": dict(roofline.ACCEPT_LENGTHS),

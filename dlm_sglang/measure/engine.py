@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dlm_sglang.bundled.tasks import held_out_prompts
 from dlm_sglang.measure.load import Fields, bodies_of, run_load
-from dlm_sglang.measure.modes import AUTOREGRESSIVE, DIFFUSION, PLAIN, SELF_SPECULATION, machine
+from dlm_sglang.measure.modes import AUTOREGRESSIVE, DIFFUSION, PLAIN, SELF_SPECULATION, command_of, machine
 from dlm_sglang.measure.server import running_server
 from dlm_sglang.setting_table import BUNDLED_PATH
 
@@ -212,7 +212,7 @@ def main() -> int:
         print(f"{cell.name:<18} {cell.concurrency:>10} {row}", flush=True)
         cells.append(values)
     if arguments.out:
-        report = {"command": " ".join(sys.argv), **machine(), "cells": cells}
+        report = {"command": command_of("dlm_sglang.measure.engine"), **machine(), "cells": cells}
         arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -131,6 +132,11 @@ def row_of(cell: Cell) -> str:
 def report(cells: Sequence[Cell], command: str) -> dict[str, object]:
     """The results with what they were measured on."""
     return {"command": command, **machine(), "cells": [asdict(cell) for cell in cells]}
+
+
+def command_of(module: str) -> str:
+    """The command that runs a module as this process was run, for reports; no path of this machine."""
+    return " ".join(["python -m", module, *sys.argv[1:]])
 
 
 def machine() -> dict[str, object]:

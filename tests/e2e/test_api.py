@@ -242,6 +242,16 @@ def test_field_whose_value_changes_nothing_is_served(client: OpenAI, chat: Any, 
     assert answer.usage.completion_tokens >= 1
 
 
+@pytest.mark.parametrize(
+    "sent", [["json_schema"], "json_schema", {"type": "json_schema", "schema": {"properties": [1]}}]
+)
+def test_what_sglang_would_stumble_over_is_refused(server: Server, sent: object) -> None:
+    body = {"model": "x", "messages": [{"role": "user", "content": "Hi."}], "response_format": sent}
+    response = server.post("/v1/chat/completions", body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith("response_format")
+
+
 def test_custom_params_of_generate_are_checked_too(server: Server, prompts: list[tuple[int, ...]]) -> None:
     body = Ask(prompt_ids=prompts[0], policy=speculation(8)).body()
     body["sampling_params"]["custom_params"]["block_length"] = 64

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dlm_sglang.measure.json_schemas.drive import FLAGS, MODES, Outcome, drive, probes
 from dlm_sglang.measure.json_schemas.schemas import SCHEMAS
-from dlm_sglang.measure.modes import machine
+from dlm_sglang.measure.modes import command_of, machine
 from dlm_sglang.measure.server import running_server
 from dlm_sglang.setting_table import BUNDLED_PATH
 
@@ -46,7 +46,11 @@ def _flags() -> list[str]:
 
 def _report(outcomes: dict[str, Outcome], duration_s: float) -> dict[str, object]:
     rows = {mode: {"valid": one.valid, "cut": one.cut, "wrong": one.wrong} for mode, one in outcomes.items()}
-    told = {"command": " ".join(sys.argv), **machine(), "duration_s": round(duration_s, 1)}
+    told = {
+        "command": command_of("dlm_sglang.measure.json_schemas"),
+        **machine(),
+        "duration_s": round(duration_s, 1),
+    }
     return {**told, "schemas": list(SCHEMAS), "modes": list(MODES), "outcomes": rows}
 
 

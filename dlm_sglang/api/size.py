@@ -10,8 +10,6 @@ from dlm_sglang.errors import RequestError, shown
 MAX_CHOICES = 128
 # What SGLang takes for a request of `/generate` that does not say.
 SGLANG_DEFAULT_NEW_TOKENS = 128
-# SGLang counts and cuts with these without a look at their type.
-_WHOLE = ("max_new_tokens", "min_new_tokens", "n", "sampling_seed", "stop_token_ids", "top_k")
 # SGLang puts these into integers of 32 or 64 bits behind its own checks.
 _INTEGERS = ("top_k", "min_tokens", "min_new_tokens", "stop_token_ids", "priority")
 _MOST = (1 << 31) - 1
@@ -48,7 +46,6 @@ def sized(sampling: object, max_output_tokens: int | None) -> object:
         return [sized(one, max_output_tokens) for one in sampling]
     if not isinstance(sampling, Mapping):
         return sampling
-    _check_whole(sampling)
     check_integers(sampling, "sampling_params.")
     _check_choices(sampling, "n", "sampling_params.n")
     if max_output_tokens is None:
@@ -96,18 +93,6 @@ def check_prompt(token_ids: Sequence[int], most: int | None, vocab_size: int, pa
                 param=param,
                 code="token-id-out-of-range",
             )
-
-
-def _check_whole(sampling: Mapping[str, object]) -> None:
-    for name in _WHOLE:
-        sent = sampling.get(name)
-        for value in sent if isinstance(sent, list | set | tuple) else [sent]:
-            if isinstance(value, float):
-                raise RequestError(
-                    f"sampling_params.{name} must be an integer, got {shown(value)}",
-                    param=f"sampling_params.{name}",
-                    code="parameter-type",
-                )
 
 
 def _check_choices(fields: Mapping[str, object], name: str, shown_name: str) -> None:

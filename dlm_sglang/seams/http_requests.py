@@ -27,6 +27,7 @@ from dlm_sglang.params import DENOISING_KEY, FLAT_KEY
 from dlm_sglang.seams.drain import refuse_while_draining
 from dlm_sglang.seams.http_denoising import note_block, with_blocks
 from dlm_sglang.seams.names import ALGORITHM
+from dlm_sglang.seams.sampling_types import check_types
 from dlm_sglang.settings import DecodeSettings, FrontSettings
 
 logger = logging.getLogger(__name__)
@@ -224,6 +225,7 @@ _NATIVE_NAMES = tuple(refusal.name for refusal in REFUSALS if Surface.NATIVE in 
 
 def _translate_internal(obj: Any, at: Front, manager: Any) -> None:
     """Check SGLang's internal request and resolve its decode parameters in place."""
+    check_types(obj.sampling_params)
     sampling = translate_sampling(obj.sampling_params, at.limits, resolved=True)
     for one in sampling if isinstance(sampling, list) else [sampling]:
         if isinstance(one, dict):

@@ -252,6 +252,14 @@ def test_what_sglang_would_stumble_over_is_refused(server: Server, sent: object)
     assert response.json()["error"]["param"].startswith("response_format")
 
 
+@pytest.mark.parametrize(("name", "value"), [("logit_bias", "300"), ("stop", [3]), ("temperature", "hot")])
+def test_sampling_params_of_another_type_are_refused(server: Server, name: str, value: object) -> None:
+    body = {"text": "Hi.", "sampling_params": {"max_new_tokens": 4, name: value}}
+    response = server.post("/generate", body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == f"sampling_params.{name}"
+
+
 def test_custom_params_of_generate_are_checked_too(server: Server, prompts: list[tuple[int, ...]]) -> None:
     body = Ask(prompt_ids=prompts[0], policy=speculation(8)).body()
     body["sampling_params"]["custom_params"]["block_length"] = 64

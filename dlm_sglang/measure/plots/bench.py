@@ -14,7 +14,7 @@ BASELINE = "autoregressive"
 AUTO = "auto"
 # What `auto` chooses from.
 EXACT_MODES = (BASELINE, "self_speculation")
-ENVELOPE = "best fixed setting with the plain output"
+ENVELOPE = "best fixed, plain output"
 
 
 def throughput_over_latency(rows: Sequence[Row]) -> Figure:

@@ -22,7 +22,7 @@ KEY_SHIFTS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
 def merge_block(num_splits: int) -> int:
     """BLOCK_S of `choose_token_merge_kernel`."""
     # One lane spills where rows sample: the assembler then goes for a fifth block on a multiprocessor.
-    return max(triton.next_power_of_2(num_splits), 2)
+    return max(int(triton.next_power_of_2(num_splits)), 2)
 
 
 def choose_token(

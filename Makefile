@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 .PHONY: need-python
 need-python:
@@ -94,6 +94,10 @@ bench-engine: setup ## measure where a decode round's time goes
 .PHONY: bench-kernels
 bench-kernels: setup-dev ## check and time the kernels on a GPU
 	@exec $(BIN)/python kernels/benchmarks/run_gpu.py $(ARGS)
+
+.PHONY: compile-kernels
+compile-kernels: setup-dev ## compile every kernel variant for sm_90, no GPU needed, and record what each needs
+	@exec $(BIN)/python kernels/benchmarks/compile_variants.py $(ARGS)
 
 .PHONY: bench-frontend
 bench-frontend: setup ## measure what our HTTP layer adds to a request

@@ -9,31 +9,37 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from dlm_kernels.offline import MAX_SHARED_BYTES, OfflineKernel
-from dlm_kernels.testing.block_attention_variants import (
-    Variant,
-    all_variants,
-    compile_attention,
-    compile_merge,
-    compile_plan_kernels,
-)
+from dlm_kernels.offline import OfflineKernel
+from dlm_kernels.testing.block_attention_variants import Variant, all_variants, shipped
+from dlm_kernels.testing.compile_spec import CompileSpec
+from dlm_kernels.testing.plan_and_merge_variants import merge, schedule, tile_plan
+
+from tests.kernels.recorded import assert_as_recorded
 
 pytest.importorskip("triton")
 
 FP8 = torch.float8_e4m3fn
-# One of each kind; `kernels/benchmarks/compile_variants.py` applies the same gates to all of them.
+# One of each kind; `test_variant_record.py` applies the same gates to the record of all of them.
 VARIANTS = [
     *(Variant(max_row_len=length) for length in (1, 8, 16, 32)),
-    Variant(max_row_len=8, page_size=16),
     Variant(max_row_len=32, page_size=64),
     Variant(deterministic=True),
     Variant(kv_dtype=FP8, max_row_len=1),
     Variant(kv_dtype=FP8, max_row_len=32),
     Variant(head_dim=64, max_row_len=1, page_size=64),
-    Variant(head_dim=256, max_row_len=16),
     Variant(head_dim=256, max_row_len=32),
     Variant(torch.float32, torch.float32),
 ]
+
+
+MERGES = [
+    merge(Variant(head_dim=64)),
+    merge(Variant(deterministic=True), has_scale=True),
+    merge(Variant(head_dim=256)),
+    merge(Variant(head_dim=256, deterministic=True)),
+]
+PLANS = [tile_plan(8, 64, 64), tile_plan(16, 1024, 64), schedule(2, 8, 1024), schedule(1, 0, 1024)]
+OTHERS = {each.name: each for each in (*MERGES, *PLANS)}
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +51,25 @@ def workers() -> Iterator[ProcessPoolExecutor]:
 
 @pytest.fixture(scope="module")
 def compiled(workers: ProcessPoolExecutor) -> dict[Variant, OfflineKernel]:
-    return dict(zip(VARIANTS, workers.map(compile_attention, VARIANTS), strict=True))
+    specs = [shipped(variant).spec for variant in VARIANTS]
+    return dict(zip(VARIANTS, workers.map(CompileSpec.compile, specs), strict=True))
+
+
+@pytest.fixture(scope="module")
+def others(workers: ProcessPoolExecutor) -> dict[str, OfflineKernel]:
+    specs = [each.spec for each in OTHERS.values()]
+    return dict(zip(OTHERS, workers.map(CompileSpec.compile, specs), strict=True))
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_a_variant_fits_the_multiprocessor(variant: Variant, compiled: dict[Variant, OfflineKernel]) -> None:
-    kernel = compiled[variant]
-    assert kernel.n_spills == 0 and kernel.stack_bytes == 0
-    assert kernel.shared_bytes <= MAX_SHARED_BYTES
-    assert kernel.blocks_per_sm() >= variant.config.programs_per_sm
+def test_a_variant_keeps_to_its_gates(variant: Variant, compiled: dict[Variant, OfflineKernel]) -> None:
+    each = shipped(variant)
+    assert each.gates.failures(each.measure(compiled[variant])) == []
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_k_and_v_are_prefetched_as_deep_as_the_stages_say(
-    variant: Variant, compiled: dict[Variant, OfflineKernel]
-) -> None:
-    tile = (variant.config.block_n, variant.head_dim)
-    buffers = [ring.num_buffers for ring in compiled[variant].pipeline_buffers if ring.shape == tile]
-    # K and V of the loop without a mask, then of the loop with one.
-    assert buffers == [variant.num_buffers] * 4
+def test_a_variant_compiles_to_what_is_recorded(variant: Variant, compiled: dict[Variant, OfflineKernel]) -> None:
+    assert_as_recorded(shipped(variant), compiled[variant])
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v.dtype != torch.float32], ids=str)
@@ -77,19 +83,16 @@ def test_the_loop_without_a_mask_compares_nothing_per_score(
     assert scores_per_thread < unmasked.count("MUFU.EX2") <= scores_per_thread + variant.config.block_m // 16 * 4
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_plan_kernels_compile(deterministic: bool, workers: ProcessPoolExecutor) -> None:
-    for kernel in workers.submit(compile_plan_kernels, deterministic).result():
-        assert kernel.n_spills == 0
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_launches_around_it_keep_to_their_gates_and_record(name: str, others: dict[str, OfflineKernel]) -> None:
+    each = OTHERS[name]
+    assert each.gates.failures(each.measure(others[name])) == []
+    assert_as_recorded(each, others[name])
 
 
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_the_merge_has_room_for_many_programs(head_dim: int, deterministic: bool, workers: ProcessPoolExecutor) -> None:
-    kernel = workers.submit(compile_merge, Variant(head_dim=head_dim, deterministic=deterministic)).result()
-    assert kernel.n_spills == 0 and kernel.blocks_per_sm() >= 2
-    # The loads of several parts are under way before the first is used.
-    assert kernel.inner_loops and max(loop.count("LDG") for loop in kernel.inner_loops) >= 8
+@pytest.mark.parametrize("name", [each.name for each in MERGES])
+def test_the_merge_loads_several_parts_before_it_uses_the_first(name: str, others: dict[str, OfflineKernel]) -> None:
+    assert max(loop.count("LDG") for loop in others[name].inner_loops) >= 8
 
 
 def test_variants_have_names_of_their_own() -> None:

@@ -7,7 +7,8 @@ from multiprocessing import get_context
 
 import pytest
 from dlm_kernels.offline import compile_kernel
-from dlm_kernels.testing.block_attention_variants import Variant, compile_merge
+from dlm_kernels.testing.block_attention_variants import Variant
+from dlm_kernels.testing.plan_and_merge_variants import merge
 
 pytest.importorskip("triton")
 
@@ -15,7 +16,7 @@ pytest.importorskip("triton")
 def test_a_compiled_kernel_shows_its_resources_and_its_loop() -> None:
     # In a process of its own: the compiler's libraries stay out of the other tests' one.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        compiled = pool.submit(compile_merge, Variant(max_row_len=1)).result()
+        compiled = pool.submit(merge(Variant(max_row_len=1)).spec.compile).result()
     assert compiled.name == "merge_cuts_kernel"
     assert 8 < compiled.n_regs <= 255
     assert compiled.n_spills == 0 and compiled.stack_bytes == 0

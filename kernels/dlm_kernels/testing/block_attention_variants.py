@@ -1,4 +1,4 @@
-"""Compile-time variants of the block-attention kernels, for offline compilation."""
+"""Shipped variants of the block-attention kernel, to compile without a GPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from itertools import product
 
 import torch
 
-from dlm_kernels.offline import OfflineKernel, compile_kernel
 from dlm_kernels.ops.block_attention.plan import (
     DETERMINISTIC_CHUNK_LEN,
     SUPPORTED_HEAD_DIMS,
@@ -18,6 +17,9 @@ from dlm_kernels.ops.block_attention.plan import (
     TileConfig,
     tile_config,
 )
+from dlm_kernels.testing.compile_spec import CompileSpec
+from dlm_kernels.testing.gates import Gates
+from dlm_kernels.testing.shipped_variant import ShippedVariant
 
 POINTER_TYPES = {
     torch.bfloat16: "*bf16",
@@ -33,7 +35,11 @@ _STRIDES = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One compiled shape of `block_attention_kernel`: 32 query heads on 8 key heads, as NLD has."""
+    """One compiled shape of `block_attention_kernel`.
+
+    As a server of NLD launches it: 32 query heads on 8 key heads, keys and values of one dim and alike in memory,
+    scales of fp8 keys on the host.
+    """
 
     dtype: torch.dtype = torch.bfloat16
     kv_dtype: torch.dtype = torch.bfloat16
@@ -68,7 +74,7 @@ class Variant:
 
 
 def all_variants() -> Iterator[Variant]:
-    """Every combination that can be launched, up to the number of heads."""
+    """Every combination of dtypes, head dim, page size, tile shape and partition that can be launched."""
     dtypes = [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)]
     dtypes += [(torch.bfloat16, torch.float8_e4m3fn), (torch.float16, torch.float8_e4m3fn)]
     for (dtype, kv_dtype), head_dim, page_size in product(dtypes, SUPPORTED_HEAD_DIMS, SUPPORTED_PAGE_SIZES):
@@ -83,16 +89,29 @@ def all_variants() -> Iterator[Variant]:
         yield Variant(torch.float32, torch.float32, head_dim, 1, page_size, deterministic)
 
 
-def compile_attention(variant: Variant, config: TileConfig | None = None) -> OfflineKernel:
-    """Compile a variant for sm_90, by default with the tile shape that it is launched with."""
-    from dlm_kernels.ops.block_attention.kernel import block_attention_kernel
+def shipped(variant: Variant) -> ShippedVariant:
+    """How a variant is compiled, and its gates."""
+    config = variant.config
+    return ShippedVariant(
+        str(variant),
+        attention_spec(variant),
+        Gates(
+            min_blocks_per_sm=config.programs_per_sm,
+            # K and V of the loop without a mask, then of the loop with one.
+            pipeline_buffers=(variant.num_buffers,) * 4,
+        ),
+        tile=(config.block_n, variant.head_dim),
+    )
 
+
+def attention_spec(variant: Variant, config: TileConfig | None = None) -> CompileSpec:
+    """The variant as it is launched, or with another tile shape."""
     config = config or variant.config
     pointer, kv_pointer = POINTER_TYPES[variant.dtype], POINTER_TYPES[variant.kv_dtype]
     signature = {"out_ptr": pointer, "q_ptr": pointer, "k_ptr": kv_pointer, "v_ptr": kv_pointer}
     index_pointers = "kv_limit_ptr slot_table_ptr header_ptr tile_ptr program_begin_ptr program_tile_ptr".split()
     signature |= dict.fromkeys(index_pointers, "*i32") | {"partial_ptr": "*fp32", "partial_stat_ptr": "*fp32"}
-    aligned = [*signature, *_STRIDES]
+    aligned = (*signature, *_STRIDES)
     signature |= {"qk_scale": "fp32", "out_scale": "fp32", "num_tokens": "i32"} | dict.fromkeys(_STRIDES, "i32")
     geometry = variant.geometry
     constexprs = {
@@ -106,62 +125,22 @@ def compile_attention(variant: Variant, config: TileConfig | None = None) -> Off
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_H": geometry.num_q_heads,
-        "UNIT_LEN": DETERMINISTIC_CHUNK_LEN if variant.deterministic else config.block_n,
+        "UNIT_LEN": unit_len(variant, config),
         "TILE_FIELDS": TILE_FIELDS,
         "HAS_EQUAL_STRIDES": True,
         "IS_DETERMINISTIC": variant.deterministic,
     }
-    options = {} if config.max_registers is None else {"maxnreg": config.max_registers}
-    return compile_kernel(
-        block_attention_kernel,
+    return CompileSpec(
+        "block_attention.kernel.block_attention_kernel",
         signature,
         constexprs,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         aligned=aligned,
-        options=options,
+        options={} if config.max_registers is None else {"maxnreg": config.max_registers},
     )
 
 
-def compile_plan_kernels(deterministic: bool) -> list[OfflineKernel]:
-    """Compile both plan kernels."""
-    from dlm_kernels.ops.block_attention.plan_kernel import schedule_kernel, tile_plan_kernel
-
-    unit_len = DETERMINISTIC_CHUNK_LEN if deterministic else 64
-    pointers = "tile_ptr header_ptr row_lens_ptr kv_lens_ptr kv_limit_ptr".split()
-    tile_plan = compile_kernel(
-        tile_plan_kernel,
-        dict.fromkeys(pointers, "*i32") | {"slots_ptr": "*i64", "num_rows": "i32", "num_tokens": "i32"},
-        {"TOKENS_PER_TILE": 32, "UNIT_LEN": unit_len, "TILE_FIELDS": TILE_FIELDS, "BLOCK_R": 64, "BLOCK_T": 32},
-    )
-    pointers = "program_begin_ptr program_tile_ptr header_ptr tile_ptr".split()
-    constexprs = {"NUM_KV_HEADS": 8, "MIN_UNITS": 4, "SNAP_DIVISOR": 0 if deterministic else 8, "BLOCK_T": 1024}
-    schedule = compile_kernel(
-        schedule_kernel,
-        dict.fromkeys(pointers, "*i32") | {"num_tiles": "i32", "num_programs": "i32"},
-        constexprs | {"TILE_FIELDS": TILE_FIELDS},
-    )
-    return [tile_plan, schedule]
-
-
-def compile_merge(variant: Variant) -> OfflineKernel:
-    """Compile the merge that follows a variant."""
-    from dlm_kernels.ops.block_attention.merge_kernel import merge_cuts_kernel, merge_units_kernel
-
-    names = "header_ptr tile_ptr".split()
-    names += [] if variant.deterministic else "program_begin_ptr program_tile_ptr".split()
-    signature = {"out_ptr": POINTER_TYPES[variant.dtype]} | dict.fromkeys(names, "*i32")
-    signature |= {"partial_ptr": "*fp32", "partial_stat_ptr": "*fp32", "v_scale_ptr": "*fp32", "out_scale": "fp32"}
-    signature |= {} if variant.deterministic else {"num_programs": "i32"}
-    signature |= {"out_stride_token": "i32", "out_stride_head": "i32"}
-    geometry = variant.geometry
-    constexprs: dict[str, object] = {
-        "GROUP_SIZE": geometry.group_size,
-        "V_HEAD_DIM": geometry.v_head_dim,
-        "BLOCK_M": variant.config.block_m,
-        "BLOCK_R": 8,
-        "TILE_FIELDS": TILE_FIELDS,
-    }
-    if variant.deterministic:
-        return compile_kernel(merge_units_kernel, signature, constexprs | {"NUM_KV_HEADS": geometry.num_kv_heads})
-    return compile_kernel(merge_cuts_kernel, signature, constexprs)
+def unit_len(variant: Variant, config: TileConfig) -> int:
+    """Keys of a unit of the work list."""
+    return DETERMINISTIC_CHUNK_LEN if variant.deterministic else config.block_n

@@ -1,217 +1,81 @@
-"""The shipped variants of the kernels of token choice, unmasking, acceptance and rounds, to compile without a GPU."""
+"""The shipped variants of the kernels of token choice, unmasking, acceptance and rounds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Iterator
+from itertools import product
 
 import torch
 
-from dlm_kernels.offline import OfflineKernel, compile_kernel
+from dlm_kernels.testing.gates import MAX_INSTRUCTIONS_PER_LOGIT, MAX_INSTRUCTIONS_PER_SAMPLED_LOGIT, Gates
+from dlm_kernels.testing.shipped_variant import ShippedVariant
+from dlm_kernels.testing.unmask_specs import Variant, spec_of
 
-_TRITON_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-_OPS = "dlm_kernels.ops"
-_SAMPLING = {
-    "temperature_ptr": "*fp32",
-    "top_k_ptr": "*i64",
-    "top_p_ptr": "*fp32",
-    "min_p_ptr": "*fp32",
-    "uniform_ptr": "*fp64",
-}
-_LOGITS = {"logits_stride_row": "i64", "vocab_size": "i32", "excluded_token_id": "i32"}
+LOGITS_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+CONFIDENCE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Vocabularies of one split, and of the 131,072 ids that NLD has.
+NUM_SPLITS = (1, 8)
+# The tiles of a block begin at 16 positions; NLD's longest block has 32.
+BLOCK_LENGTHS = (16, 32, 64)
+# The most drafts of each compiled size, up to 64.
+DRAFT_LENGTHS = (0, 1, 3, 7, 15, 31, 63, 64)
+# Tiles stay in registers: shared memory holds what the warps exchange at the end.
+MAX_EXCHANGED_BYTES = 1024
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One compiled form.
+def all_variants() -> Iterator[Variant]:
+    """Every variant that a launch can ask for.
 
-    Attributes:
-        kernel: its short name.
-        dtype: of the logits.
-        samples: some rows may sample.
-        has_confidence: confidences are wanted.
-        has_probs: drafts come with their distributions.
-        block_length: positions of a block.
-        ones: integer arguments that are 1, which the launcher compiles in.
+    For blocks of up to 64 positions, and for strides and vocabularies that are multiples of 16, as NLD has.
     """
-
-    kernel: str
-    dtype: torch.dtype = torch.bfloat16
-    samples: bool = False
-    has_confidence: bool = True
-    has_probs: bool = False
-    block_length: int = 32
-    ones: tuple[str, ...] = ()
-
-    @property
-    def logits_of_a_lane(self) -> float:
-        """Logits that one thread handles in a turn of the scan's loop."""
-        launch = import_module(f"{_OPS}.choose_token.launch")
-        return float(launch.GROUPS * (16 // self.dtype.itemsize) / (32 * launch.NUM_WARPS))
-
-    def __str__(self) -> str:
-        parts = [self.kernel, _TRITON_TYPES[self.dtype]]
-        parts += self.ones
-        parts += ["sampled"] * self.samples + ["probs"] * self.has_probs + ["tokens"] * (not self.has_confidence)
-        return "-".join([*parts, str(self.block_length)])
+    for dtype, samples in product(LOGITS_DTYPES, (False, True)):
+        yield from _choices_of_tokens(dtype, samples)
+    for dtype, has_probs in product(LOGITS_DTYPES, (False, True)):
+        yield Variant("verify", dtype, has_probs=has_probs)
+        # No draft takes the size of one.
+        for length in DRAFT_LENGTHS[1:]:
+            yield Variant("rejection", dtype, has_probs=has_probs, block_length=length)
+    for length in DRAFT_LENGTHS:
+        yield Variant("prefix", block_length=length)
+    for length in BLOCK_LENGTHS:
+        for kernel, dtype, is_strict in product(("select", "block", "advance"), CONFIDENCE_DTYPES, (False, True)):
+            yield Variant(kernel, confidence_dtype=dtype, block_length=length, is_strict=is_strict)
+        # Without confidences every mask is filled, whatever the threshold.
+        yield Variant("advance", has_confidence=False, block_length=length)
+    yield Variant("uniform")
 
 
-def compile_variant(variant: Variant) -> OfflineKernel:
-    """Compile a variant for sm_90 with the sizes of its launch."""
-    return {
-        "scan": _scan,
-        "merge": _merge,
-        "verify": _verify,
-        "rejection": _rejection,
-        "prefix": _prefix,
-        "select": _select,
-        "block": _block,
-        "advance": _advance,
-        "uniform": _uniform,
-    }[variant.kernel](variant)
+def _choices_of_tokens(dtype: torch.dtype, samples: bool) -> Iterator[Variant]:
+    for skips_settled in (False, True):
+        for has_confidence in (False, True):
+            yield Variant("scan", dtype, samples, skips_settled, has_confidence)
+        for num_splits in NUM_SPLITS:
+            yield Variant("merge", dtype, samples, skips_settled, has_confidence=False, num_splits=num_splits)
+            for is_by_row, counts_excluded in ((False, True), (True, True), (False, False), (True, False)):
+                yield Variant(
+                    "merge",
+                    dtype,
+                    samples,
+                    skips_settled,
+                    is_by_row=is_by_row,
+                    counts_excluded=counts_excluded,
+                    num_splits=num_splits,
+                )
+    for confidence_dtype in CONFIDENCE_DTYPES[1:]:
+        yield Variant("merge", dtype, samples, confidence_dtype=confidence_dtype)
+    # The launcher compiles a vocabulary of one id in.
+    yield Variant("scan", dtype, samples, ones=("vocab_size",))
+    yield Variant("merge", dtype, samples, num_splits=1, ones=("vocab_size",))
 
 
-def _compile(
-    variant: Variant, path: str, signature: dict[str, str], constants: dict[str, object], num_warps: int = 4
-) -> OfflineKernel:
-    signature = {name: kind for name, kind in signature.items() if name not in variant.ones}
-    constants = {**constants, **dict.fromkeys(variant.ones, 1)}
-    module, name = path.rsplit(".", 1)
-    # Strides and sizes of the model are multiples of 16, which the launcher finds out.
-    aligned = [key for key, kind in signature.items() if kind.startswith("*")]
-    aligned += [key for key in ("logits_stride_row", "vocab_size", "split_length") if key in signature]
-    kernel = getattr(import_module(f"{_OPS}.{module}"), name)
-    return compile_kernel(kernel, signature, constants, num_warps=num_warps, aligned=aligned)
-
-
-def _constants(variant: Variant) -> dict[str, object]:
-    launch = import_module(f"{_OPS}.choose_token.launch")
-    return {"BLOCK_V": launch.BLOCK_V, "KEY_SHIFT": launch.KEY_SHIFTS[variant.dtype]}
-
-
-def _tiles(variant: Variant) -> dict[str, object]:
-    launch = import_module(f"{_OPS}.choose_token.launch")
-    return {"GROUPS": launch.GROUPS, "WIDTH": 16 // variant.dtype.itemsize}
-
-
-def _block_tiling(variant: Variant) -> tuple[dict[str, object], int]:
-    tiling = import_module(f"{_OPS}.unmask_select.launch").tiling(variant.block_length)
-    num_warps = tiling.pop("num_warps")
-    return {**tiling, "IS_STRICT": False}, num_warps
-
-
-def _parts(variant: Variant) -> tuple[dict[str, str], dict[str, object]]:
-    signature = {"part_best_ptr": "*fp32", "part_id_ptr": "*i32", "split_length": "i32", "num_splits": "i32"}
-    signature |= {"logits_ptr": "*" + _TRITON_TYPES[variant.dtype], "is_settled_ptr": "*i1", **_LOGITS}
-    constants: dict[str, object] = {"SUMS": variant.has_confidence}
-    optional = [("part_odds_ptr", variant.has_confidence), ("part_mass_ptr", variant.samples)]
-    signature |= {name: "*fp32" for name, is_used in optional if is_used}
-    constants |= {name: None for name, is_used in optional if not is_used}
-    return signature, constants
-
-
-def _scan(variant: Variant) -> OfflineKernel:
-    signature, constants = _parts(variant)
-    constants |= _tiles(variant)
-    if variant.samples:
-        signature["temperature_ptr"] = "*fp32"
-    else:
-        constants["temperature_ptr"] = None
-    return _compile(variant, "choose_token.kernel.choose_token_scan_kernel", signature, constants)
-
-
-def _merge(variant: Variant) -> OfflineKernel:
-    signature, constants = _parts(variant)
-    signature |= {"token_ids_ptr": "*i64", "confidence_ptr": "*fp64", "needs_confidence_ptr": "*i1"}
-    constants |= {**_constants(variant), "BLOCK_S": 8, "COUNTS_EXCLUDED": True}
-    if variant.samples:
-        signature |= _SAMPLING
-    else:
-        constants |= dict.fromkeys(_SAMPLING)
-    return _compile(variant, "choose_token.merge_kernel.choose_token_merge_kernel", signature, constants)
-
-
-def _verified(variant: Variant) -> dict[str, str]:
-    logits = "*" + _TRITON_TYPES[variant.dtype]
-    return {
-        "draft_ids_ptr": "*i64",
-        "draft_probs_ptr": "*fp32" if variant.has_probs else logits,
-        "logits_ptr": logits,
-        "first_row_ptr": "*i64",
-        "num_drafts_ptr": "*i64",
-        "row_max_ptr": "*fp32",
-        "pivot_ptr": "*i64",
-        "last_tie_ptr": "*i32",
-        "mass_ptr": "*fp64",
-        "best_id_ptr": "*i32",
-        "is_accepted_ptr": "*i1",
-        "length": "i32",
-        "temperature_ptr": "*fp32",
-        "min_p_ptr": "*fp32",
-        **_LOGITS,
-    }
-
-
-def _verify(variant: Variant) -> OfflineKernel:
-    signature = {**_verified(variant), "top_k_ptr": "*i64", "top_p_ptr": "*fp32", "accept_uniform_ptr": "*fp64"}
-    constants = {**_constants(variant), **_tiles(variant), "HAS_PROBS": variant.has_probs}
-    return _compile(variant, "accept_prefix.kernel.verify_rows_kernel", signature, constants)
-
-
-def _rejection(variant: Variant) -> OfflineKernel:
-    signature = {**_verified(variant), "uniform_ptr": "*fp64"}
-    signature |= {"num_correct_drafts_ptr": "*i64", "bonus_ids_ptr": "*i64"}
-    constants = {**_constants(variant), "BLOCK_L": variant.block_length, "HAS_PROBS": variant.has_probs}
-    return _compile(variant, "accept_prefix.kernel.accept_rejection_kernel", signature, constants)
-
-
-def _prefix(variant: Variant) -> OfflineKernel:
-    pointers = ("draft_ids_ptr", "target_ids_ptr", "num_drafts_ptr", "num_correct_drafts_ptr", "bonus_ids_ptr")
-    signature = dict.fromkeys(pointers, "*i64") | {"draft_stride_row": "i64", "target_stride_row": "i64"}
-    constants: dict[str, object] = {"BLOCK_L": variant.block_length}
-    return _compile(variant, "accept_prefix.kernel.accept_prefix_kernel", signature, constants, 1)
-
-
-def _select(variant: Variant) -> OfflineKernel:
-    signature = {
-        "is_masked_ptr": "*i1",
-        "confidence_ptr": "*fp64",
-        "confidence_threshold_ptr": "*fp32",
-        "quota_ptr": "*i64",
-        "fill_all_ptr": "*i1",
-        "filled_ptr": "*i1",
-        "block_length": "i32",
-    }
-    return _compile(variant, "unmask_select.kernel.unmask_select_kernel", signature, *_block_tiling(variant))
-
-
-def _block(variant: Variant) -> OfflineKernel:
-    wide = ("canvas", "chosen", "row_lens", "step", "max_denoising_steps", "stop_ids", "remaining", "new_canvas")
-    flags = ("is_masked", "is_seeded", "accepts_whole_block", "is_denoise", "still_masked", "is_filled", "ends_request")
-    signature = {f"{name}_ptr": "*i64" for name in wide} | {f"{name}_ptr": "*i1" for name in flags}
-    signature |= {"confidence_ptr": "*fp64", "confidence_threshold_ptr": "*fp32"}
-    signature |= {"block_length": "i32", "num_stops": "i32"}
-    return _compile(variant, "unmask_select.kernel.unmask_block_kernel", signature, *_block_tiling(variant))
-
-
-def _advance(variant: Variant) -> OfflineKernel:
-    read = ("slots", "seq_lens", "chosen", "policy_ints", "stop_ids")
-    written = ("canvas", "progress", "token_ids", "accept_lens", "new_seq_lens")
-    signature = {f"{name}_ptr": "*i64" for name in (*read, *written)}
-    signature |= {"is_masked_ptr": "*i1", "is_denoise_ptr": "*i1", "policy_floats_ptr": "*fp32"}
-    tables = ("canvas", "is_masked", "progress", "policy_ints", "policy_floats", "stop_ids")
-    signature |= {f"{name}_stride_slot": "i64" for name in tables}
-    signature |= dict.fromkeys(("width", "num_stops", "mask_token_id", "context_length"), "i32")
-    constants, num_warps = _block_tiling(variant)
-    if variant.has_confidence:
-        signature["confidence_ptr"] = "*fp64"
-    else:
-        constants["confidence_ptr"] = None
-    return _compile(variant, "advance_rows.kernel.advance_rows_kernel", signature, constants, num_warps)
-
-
-def _uniform(variant: Variant) -> OfflineKernel:
-    signature = {"seed_ptr": "*i64", "position_ptr": "*i64", "step_ptr": "*i64", "uniform_ptr": "*fp64"}
-    signature["num_rows"] = "i32"
-    block = import_module(f"{_OPS}.sample_token.launch").BLOCK_N
-    return _compile(variant, "sample_token.kernel.uniform_from_seed_kernel", signature, {"BLOCK_N": block})
+def shipped(variant: Variant) -> ShippedVariant:
+    """How a variant is compiled, and its gates."""
+    # A vocabulary of one id leaves no loop over logits.
+    is_pass = variant.kernel == "scan" and not variant.ones
+    limits = (MAX_INSTRUCTIONS_PER_LOGIT, *[MAX_INSTRUCTIONS_PER_SAMPLED_LOGIT] * variant.samples)
+    return ShippedVariant(
+        str(variant),
+        spec_of(variant),
+        Gates(MAX_EXCHANGED_BYTES, max_instructions_per_logit=limits if is_pass else ()),
+        logits_of_a_lane=variant.logits_of_a_lane if is_pass else None,
+    )

@@ -11,6 +11,17 @@ from dlm_kernels.ops.choose_token.launch import BLOCK_V, GROUPS, KEY_SHIFTS, NUM
 from dlm_kernels.ops.sample_token.rows import SamplingRows
 
 
+def prefix_block(length: int) -> int:
+    """BLOCK_L of `accept_prefix_kernel` for up to `length` drafts: one more than they are ends every run."""
+    return int(triton.next_power_of_2(length + 1))
+
+
+def rejection_block(length: int) -> int:
+    """BLOCK_L of `accept_rejection_kernel` for up to `length` drafts."""
+    # One lane for no draft at all spills: the assembler then goes for a sixth block on a multiprocessor.
+    return max(prefix_block(length), 2)
+
+
 def accept_prefix(draft_ids: Tensor, target_ids: Tensor, num_drafts: Tensor) -> tuple[Tensor, Tensor]:
     """Launch the kernel. Args: see `dlm_kernels.ops.accept_prefix.op.accept_prefix`."""
     num_rows, length = draft_ids.shape
@@ -26,7 +37,7 @@ def accept_prefix(draft_ids: Tensor, target_ids: Tensor, num_drafts: Tensor) -> 
             bonus_ids,
             draft_ids.stride(0),
             target_ids.stride(0),
-            BLOCK_L=triton.next_power_of_2(length + 1),
+            BLOCK_L=prefix_block(length),
             num_warps=1,
         )
     return num_correct_drafts, bonus_ids
@@ -97,7 +108,7 @@ def accept_rejection(
         logits.shape[1],
         excluded_token_id,
         length,
-        BLOCK_L=triton.next_power_of_2(length + 1),
+        BLOCK_L=rejection_block(length),
         **constants,
         num_warps=NUM_WARPS,
     )

@@ -19,6 +19,12 @@ NUM_WARPS = 4
 KEY_SHIFTS = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}
 
 
+def merge_block(num_splits: int) -> int:
+    """BLOCK_S of `choose_token_merge_kernel`."""
+    # One lane spills where rows sample: the assembler then goes for a fifth block on a multiprocessor.
+    return max(int(triton.next_power_of_2(num_splits)), 2)
+
+
 def choose_token(
     logits: Tensor,
     *,
@@ -87,7 +93,7 @@ def choose_token(
         excluded_token_id,
         split_length,
         num_splits,
-        BLOCK_S=triton.next_power_of_2(num_splits),
+        BLOCK_S=merge_block(num_splits),
         BLOCK_V=block_v,
         KEY_SHIFT=KEY_SHIFTS[logits.dtype],
         SUMS=wants_sums,

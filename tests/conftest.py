@@ -27,6 +27,8 @@ settings.register_profile("dlm", deadline=None)
 settings.load_profile("dlm")
 
 
+# Before pytest-xdist, which reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark each test with its tier and its group, and skip the GPU tier where there is no GPU."""
     tests_folder = Path(__file__).parent

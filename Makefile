@@ -40,7 +40,7 @@ serve: setup ## serve the bundled checkpoint on 127.0.0.1:30000
 
 # The end-to-end tests, whose servers use one core, one after another in one process; all others in a second one, that
 # gives way to them (tests/conftest.py).
-TEST_BESIDE := -n 2 --dist loadgroup
+TEST_BESIDE := -n 2 --dist loadscope
 
 .PHONY: test
 test: setup-dev ## run every test that this machine can run, or those that ARGS names

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from dlm_sglang.cli.devices import num_cuda_devices
 
@@ -27,10 +29,8 @@ settings.register_profile("dlm", deadline=None)
 settings.load_profile("dlm")
 
 
-# Before pytest-xdist, which reads the groups.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark each test with its tier and its group, and skip the GPU tier where there is no GPU."""
+    """Mark each test with the tier of its folder, and skip the GPU tier where there is no GPU."""
     tests_folder = Path(__file__).parent
     without_gpu = pytest.mark.skip(reason="no NVIDIA GPU on this machine")
     has_gpu = num_cuda_devices() > 0
@@ -38,10 +38,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tier = TIER_BY_FOLDER.get(item.path.relative_to(tests_folder).parts[0])
         if tier:
             item.add_marker(tier)
-        # Of two processes one takes these, since they share servers; files go as a whole, since they share fixtures.
-        item.add_marker(pytest.mark.xdist_group(E2E if tier == E2E else str(item.path)))
         if not has_gpu and item.get_closest_marker("gpu"):
             item.add_marker(without_gpu)
+
+
+class _ByServer(LoadScopeScheduling):
+    """One process takes all end-to-end tests, which share servers; other files go as a whole, each to any process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return E2E if f"/{E2E}/" in file else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByServer:
+    """What `make test` spreads the tests over two processes with."""
+    return _ByServer(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

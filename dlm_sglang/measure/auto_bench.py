@@ -17,7 +17,7 @@ from pathlib import Path
 from dlm_sglang.measure import bench
 from dlm_sglang.measure.drive import Pattern
 from dlm_sglang.measure.grid import DecodeSetting
-from dlm_sglang.measure.modes import command_of, machine
+from dlm_sglang.measure.modes import SERVER_FLAGS, command_of, machine
 from dlm_sglang.measure.prompts import load_prompts
 from dlm_sglang.measure.server import running_server
 from dlm_sglang.measure.store import Line, numbers_of, select
@@ -27,7 +27,6 @@ from dlm_sglang.setting_table import BUNDLED_PATH
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64)
 AUTO = DecodeSetting("auto")
 FIXED = (DecodeSetting("autoregressive"), *(DecodeSetting("self_speculation", length) for length in (8, 16, 32)))
-SERVER_FLAGS = ("--dtype", "float32", "--mem-fraction-static", "0.1", "--max-total-tokens", "32768")
 
 
 @dataclass(frozen=True)

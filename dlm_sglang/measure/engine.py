@@ -17,16 +17,11 @@ from pathlib import Path
 
 from dlm_sglang.bundled.tasks import held_out_prompts
 from dlm_sglang.measure.load import Fields, bodies_of, run_load
-from dlm_sglang.measure.modes import AUTOREGRESSIVE, DIFFUSION, PLAIN, SELF_SPECULATION, command_of, machine
+from dlm_sglang.measure.modes import PLAIN, SERVER_FLAGS, SINGLE_MODES, command_of, machine
 from dlm_sglang.measure.server import running_server
 from dlm_sglang.setting_table import BUNDLED_PATH
 
 TOKENS = 48
-MODES: Mapping[str, Fields] = {
-    "autoregressive": AUTOREGRESSIVE,
-    "self_speculation": SELF_SPECULATION,
-    "diffusion": DIFFUSION,
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ def measure_engine(
     ours = [*common, "--speculative-algorithm", "DLM"]
     body = {"max_tokens": TOKENS, "ignore_eos": True}
     runs: dict[str, tuple[Sequence[str], Fields]] = {PLAIN: (common, body)}
-    runs |= {name: (ours, body | dict(fields)) for name, fields in MODES.items()}
+    runs |= {name: (ours, body | dict(fields)) for name, fields in SINGLE_MODES.items()}
     reads = {
         name: _reads_per_round(arguments, bodies_of(prompts, 16, [fields]))
         for name, (arguments, fields) in runs.items()
@@ -202,7 +197,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("flags", nargs="*", help="more flags for both servers, behind --")
     arguments = parser.parse_args()
-    flags = arguments.flags or ["--dtype", "float32", "--mem-fraction-static", "0.1", "--max-total-tokens", "32768"]
+    flags = arguments.flags or SERVER_FLAGS
     cells = []
     names = [field.name for field in fields(EngineCell)][2:]
     print(f"{'what':<18} {'concurrent':>10} " + " ".join(f"{name:>{max(len(name), 9)}}" for name in names))

@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,13 @@ SELF_SPECULATION: Fields = {"generation_mode": "self_speculation"}
 DIFFUSION: Fields = {"generation_mode": "diffusion", "confidence_threshold": 0.9}
 AUTOREGRESSIVE: Fields = {"generation_mode": "autoregressive"}
 AUTO: Fields = {"generation_mode": "auto"}
+SINGLE_MODES: Mapping[str, Fields] = {
+    "autoregressive": AUTOREGRESSIVE,
+    "self_speculation": SELF_SPECULATION,
+    "diffusion": DIFFUSION,
+}
+# Of a server of the bundled checkpoint whose KV pool no load of ours fills.
+SERVER_FLAGS = ("--dtype", "float32", "--mem-fraction-static", "0.1", "--max-total-tokens", "32768")
 MODES: dict[str, Sequence[Fields]] = {
     "autoregressive": [AUTOREGRESSIVE],
     "diffusion": [DIFFUSION],
@@ -58,8 +65,7 @@ def compare_modes(model_path: Path, concurrencies: Sequence[int], requests: int,
     "answers": natural answers with their end tokens, each mode over our AR.
     """
     prompts = [messages for _, messages, _ in held_out_prompts(64)]
-    common = ["--model-path", str(model_path), "--dtype", "float32", "--mem-fraction-static", "0.1"]
-    common += ["--max-total-tokens", "32768", "--max-running-requests", "64"]
+    common = ["--model-path", str(model_path), *SERVER_FLAGS, "--max-running-requests", "64"]
     cells: list[Cell] = []
     with contextlib.ExitStack() as stack:
         plain = stack.enter_context(running_server(common, "plain"))

@@ -16,12 +16,11 @@ from pathlib import Path
 
 from dlm_sglang.bundled.tasks import held_out_prompts
 from dlm_sglang.measure.load import Fields, LoadResult, bodies_of, run_load
-from dlm_sglang.measure.modes import AUTOREGRESSIVE, DIFFUSION, SELF_SPECULATION, command_of, machine
+from dlm_sglang.measure.modes import SERVER_FLAGS, SINGLE_MODES, command_of, machine
 from dlm_sglang.measure.server import running_server
 from dlm_sglang.measure.table import render
 from dlm_sglang.setting_table import BUNDLED_PATH
 
-SERVER_FLAGS = ("--dtype", "float32", "--mem-fraction-static", "0.1", "--max-total-tokens", "32768")
 MAX_TOKENS = 96
 NONE = "none"
 OPTIONS: Mapping[str, Fields] = {
@@ -29,11 +28,6 @@ OPTIONS: Mapping[str, Fields] = {
     "any text: regex": {"regex": "(.|\\n)*"},
     "logprobs": {"logprobs": True, "top_logprobs": 5},
     "frequency_penalty": {"frequency_penalty": 0.1},
-}
-MODES: Mapping[str, Fields] = {
-    "autoregressive": AUTOREGRESSIVE,
-    "self_speculation": SELF_SPECULATION,
-    "diffusion": DIFFUSION,
 }
 
 
@@ -59,12 +53,12 @@ class OptionCell:
 def measure_options(url: str, concurrency: int, requests: int, repeats: int) -> list[OptionCell]:
     """Every mode with every option, one after another, each repetition in the other order."""
     prompts = [messages for _, messages, _ in held_out_prompts(64)]
-    names = [(mode, option) for mode in MODES for option in OPTIONS]
+    names = [(mode, option) for mode in SINGLE_MODES for option in OPTIONS]
     runs: dict[tuple[str, str], list[LoadResult]] = {name: [] for name in names}
     # The first repetition warms up, grammars among them, and is not counted.
     for repetition in range(repeats + 1):
         for mode, option in names if repetition % 2 else names[::-1]:
-            fields = {**MODES[mode], **OPTIONS[option], "max_tokens": MAX_TOKENS}
+            fields = {**SINGLE_MODES[mode], **OPTIONS[option], "max_tokens": MAX_TOKENS}
             run = run_load(url, bodies_of(prompts, requests, [fields]), concurrency)
             if repetition:
                 runs[mode, option].append(run)

@@ -98,7 +98,6 @@ class AcceptCurve:
 
     max_block_length: int
     num_observations: int = 0
-    _starts: list[int] = field(default_factory=list)
     _groups: list[tuple[int, int]] = field(default_factory=list)
     _trials: list[float] = field(default_factory=list)
     _failures: list[float] = field(default_factory=list)
@@ -106,14 +105,13 @@ class AcceptCurve:
     _corrections: defaultdict[int, _Correction] = field(default_factory=lambda: defaultdict(_Correction))
 
     def __post_init__(self) -> None:
-        start = 0
-        while start < self.max_block_length - 1:
-            self._starts.append(start)
+        start, num_drafts = 0, self.max_block_length - 1
+        while start < num_drafts:
+            self._groups.append((start, min(2 * start + 1, num_drafts)))
             start = 2 * start + 1
-        self._groups = list(zip(self._starts, [*self._starts[1:], self.max_block_length - 1], strict=True))
-        self._trials = [0.0] * len(self._starts)
-        self._failures = [0.0] * len(self._starts)
-        self._hazards = [PRIOR_HAZARD] * len(self._starts)
+        self._trials = [0.0] * len(self._groups)
+        self._failures = [0.0] * len(self._groups)
+        self._hazards = [PRIOR_HAZARD] * len(self._groups)
 
     def observe(self, block_length: int, accept_len: int, frailty: Frailty | None = None) -> None:
         """Learn from a verified block, for all requests and for its own.

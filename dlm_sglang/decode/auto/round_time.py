@@ -159,8 +159,8 @@ class RoundTimes:
         cell = self._cells.get(shape.cell())
         if cell is None:
             return self._pace * fitted * (1 + around)
-        trust = cell.weight / (cell.weight + _DOUBT)
-        found = fitted * (1 + trust * self._off_the_line(cell) + (1 - trust) * around)
+        doubt = self.doubt(shape)
+        found = fitted * (1 + (1 - doubt) * self._off_the_line(cell) + doubt * around)
         return self._pace * max(found, 0.2 * cell.seconds)
 
     def doubt(self, shape: RoundShape) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dlm_sglang.measure.json_schemas.drive import FLAGS, MODES, Outcome, drive, probes
 from dlm_sglang.measure.json_schemas.schemas import SCHEMAS
-from dlm_sglang.measure.modes import command_of, machine
+from dlm_sglang.measure.modes import SERVER_FLAGS, command_of, machine
 from dlm_sglang.measure.server import running_server
 from dlm_sglang.setting_table import BUNDLED_PATH
 
@@ -40,8 +40,7 @@ def main() -> int:
 
 
 def _flags() -> list[str]:
-    common = ["--model-path", str(BUNDLED_PATH), "--dtype", "float32", "--mem-fraction-static", "0.1"]
-    return [*common, "--max-total-tokens", "32768", "--speculative-algorithm", "DLM", *FLAGS]
+    return ["--model-path", str(BUNDLED_PATH), *SERVER_FLAGS, "--speculative-algorithm", "DLM", *FLAGS]
 
 
 def _report(outcomes: dict[str, Outcome], duration_s: float) -> dict[str, object]:

@@ -124,4 +124,5 @@ def _entry(values: dict[str, object]) -> Entry:
     spec = str(values.pop("spec"))
     # JSON has no tuples.
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    # The file holds what `asdict` made of a `Measured`; JSON does not tell the type checker so.
     return Entry(spec, Measured(**fields))  # type: ignore[arg-type]

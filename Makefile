@@ -38,9 +38,9 @@ setup-dev: need-python ## set up .venv with the test and lint tools too
 serve: setup ## serve the bundled checkpoint on 127.0.0.1:30000
 	@exec $(BIN)/dlm-sglang serve $(ARGS)
 
-# The end-to-end tests, whose servers use one core, one after another in one process; all others in a second one, that
-# gives way to them (tests/conftest.py).
-TEST_BESIDE := -n 2 --dist loadscope
+# Two processes, each with a half of the end-to-end tests first, then with whole files of the others
+# (tests/conftest.py).
+TEST_BESIDE := -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: test
 test: setup-dev ## run every test that this machine can run, or those that ARGS names

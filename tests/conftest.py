@@ -15,8 +15,17 @@ from dlm_sglang.cli.devices import num_cuda_devices
 E2E = "e2e"
 TIER_BY_FOLDER = {"unit": "unit", "kernels": "unit", "contract": "contract", E2E: E2E, "gpu": "gpu"}
 
-# Whether this process has begun with its tests.
-IS_PLACED = pytest.StashKey[bool]()
+# The tests that start servers of their own; all other end-to-end tests share a few, started once.
+OWN_SERVERS = f"{E2E}/own_servers"
+
+# What a process tells at its end, under this name of `config.workeroutput` (tests/e2e/conftest.py).
+CLOSING_LINE = "closing_line"
+CLOSING_LINES = pytest.StashKey[list[str]]()
+
+# Whether this process has given way to the other one.
+GAVE_WAY = pytest.StashKey[bool]()
+
+IS_BESIDE_ANOTHER = "PYTEST_XDIST_WORKER" in os.environ
 
 # Small models on a shared machine: a second thread mostly waits for the first, in the servers that tests start too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,14 +49,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(tier)
         if not has_gpu and item.get_closest_marker("gpu"):
             item.add_marker(without_gpu)
+    if IS_BESIDE_ANOTHER:
+        # The longest first: those that share servers, then those with servers of their own.
+        first = [E2E, OWN_SERVERS]
+        items.sort(key=lambda item: first.index(group) if (group := _group(item.nodeid)) in first else len(first))
 
 
 class _ByServer(LoadScopeScheduling):
-    """One process takes all end-to-end tests, which share servers; other files go as a whole, each to any process."""
+    """Each process begins with a half of the end-to-end tests; then it takes other files, each as a whole."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return E2E if f"/{E2E}/" in file else file
+        return _group(nodeid)
+
+
+def _group(nodeid: str) -> str:
+    """Which tests go to one process together: those that share servers, those with servers of their own, or a file."""
+    file = nodeid.partition("::")[0]
+    return next((group for group in (OWN_SERVERS, E2E) if f"/{group}/" in file), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByServer:
@@ -56,10 +74,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByServer:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Of two processes the one without the end-to-end tests gives way: those wait for servers with deadlines."""
-    config = item.config
-    if IS_PLACED in config.stash:
-        return
-    config.stash[IS_PLACED] = True
-    if "PYTEST_XDIST_WORKER" in os.environ and not item.get_closest_marker(E2E):
+    """A process that is past its end-to-end tests gives way: those of the other one wait for servers with deadlines."""
+    stash = item.config.stash
+    if IS_BESIDE_ANOTHER and GAVE_WAY not in stash and not item.get_closest_marker(E2E):
+        stash[GAVE_WAY] = True
         os.nice(19)
+
+
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Keep what a process told at its end."""
+    told = getattr(node, "workeroutput", {})
+    if CLOSING_LINE in told:
+        node.config.stash.setdefault(CLOSING_LINES, []).append(told[CLOSING_LINE])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(CLOSING_LINES, []):
+        terminalreporter.write_line(line)

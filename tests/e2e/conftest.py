@@ -184,9 +184,20 @@ def server_stays_well(request: pytest.FixtureRequest) -> Iterator[None]:
         assert server.alarms() == []
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def _oracle_line(config: pytest.Config) -> str | None:
     oracle = config.stash.get(ORACLE, None)
-    if oracle is not None:
-        terminalreporter.write_line(
-            f"oracle: {oracle.num_compared} answers compared, {len(oracle.ties)} differed by a proven numerical tie"
-        )
+    if oracle is None:
+        return None
+    return f"oracle: {oracle.num_compared} answers compared, {len(oracle.ties)} differed by a proven numerical tie"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if line := _oracle_line(config):
+        terminalreporter.write_line(line)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One process of several has no terminal: it hands the line to the one that has."""
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None and (line := _oracle_line(session.config)):
+        told["closing_line"] = line

@@ -110,7 +110,7 @@ def _register_algorithm() -> None:
 def _register_hooks() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from dlm_sglang.seams import batch, cpu_helpers, results
+    from dlm_sglang.seams import batch, cpu_helpers, request, results
     from dlm_sglang.seams.check import on_cpu_platform
 
     srt = "sglang.srt"
@@ -133,6 +133,7 @@ def _register_hooks() -> None:
             results.account_round,
             HookType.AROUND,
         ),
+        (f"{srt}.managers.schedule_batch.Req.__init__", request.forget_itself, HookType.AROUND),
         (f"{srt}.managers.schedule_batch.Req.update_finish_state", results.skip_silent_rounds, HookType.AROUND),
         (
             f"{srt}.managers.scheduler.Scheduler.get_output_streamer_class",

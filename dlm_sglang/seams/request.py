@@ -19,6 +19,9 @@ _GREEDY_TOP_K = 1
 _EVERYTHING = 1 << 30
 _NUM_SEEDS = 1 << 62
 
+# The name under which SGLang's `Req` puts itself into its own custom parameters.
+_ITSELF = "__req__"
+
 
 @dataclass
 class RequestState:
@@ -62,6 +65,19 @@ class RequestState:
         width = self.policy.block_length if self.auto is None else self.auto.launch()
         self.num_pending_tokens += width
         return width
+
+
+def forget_itself(original: Callable[..., None], req: Any, *args: Any, **kwargs: Any) -> None:
+    """Make a request that no cycle of references keeps once it has ended.
+
+    SGLang lets a request with custom parameters, as ours are, hold itself through them, for logit processors that a
+    request brings. Its objects then stay until Python looks through all of its heap, which a scheduler does once in
+    thousands of requests.
+    """
+    original(req, *args, **kwargs)
+    custom = req.sampling_params.custom_params
+    if req.custom_logit_processor is None and isinstance(custom, dict):
+        custom.pop(_ITSELF, None)
 
 
 def request_state(req: Any, limits: ServerLimits, context_length: int) -> RequestState:

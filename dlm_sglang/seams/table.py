@@ -110,6 +110,14 @@ SEAMS: tuple[Seam, ...] = (
         Kind.HOOK,
     ),
     Seam(
+        f"{_BATCH}.Req.__init__",
+        ("self", "sampling_params", "custom_logit_processor"),
+        "seams/request.py forget_itself",
+        "requests that ended would stay in memory, thousands of them",
+        "SGLang does not let a request hold itself",
+        Kind.HOOK,
+    ),
+    Seam(
         f"{_BATCH}.Req.update_finish_state",
         ("self", "new_accepted_len"),
         "seams/results.py skip_silent_rounds",

@@ -21,8 +21,9 @@ from dlm_sglang.setting_table import BUNDLED_PATH
 NUM_PROMPTS = 64
 FLAGS = (
     *("--model-path", str(BUNDLED_PATH), "--speculative-algorithm", "DLM", "--dtype", "float32", "--device", "cpu"),
-    # A small pool and few places: requests wait, and some are put back.
-    *("--max-total-tokens", "6000", "--max-running-requests", "16", "--enable-metrics"),
+    # Few places and a small pool that more are let into than fit: requests wait, and some are put back.
+    *("--max-running-requests", "16", "--max-total-tokens", "1000"),
+    *("--schedule-conservativeness", "0.05", "--enable-metrics"),
 )
 
 
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # SGLang counts every KV slot after every round, and stops at the first one that is lost.
     os.environ.setdefault("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
+    # It lets requests in as if they ended soon, so that the pool is too small for some of them later.
+    os.environ.setdefault("SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION", "32")
     prompts = [messages for _, messages, _ in held_out_prompts(NUM_PROMPTS)]
     with running_server(FLAGS, "soak") as url:
         outcome = asyncio.run(
@@ -62,12 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def result(outcome: Outcome) -> dict[str, object]:
     """What is kept of a soak."""
     line = trend(outcome.samples)
+    problems = outcome.problems()
+    if not outcome.retracted:
+        problems.append("no request was put back for want of KV slots, so the load was not what it is meant to be")
     return {
         "command": f"make soak ARGS='--minutes {outcome.seconds / 60:g} --clients {outcome.clients}'",
         **machine(),
         **{name: value for name, value in asdict(outcome).items() if name != "samples"},
         "memory": {**asdict(line), "is_flat": line.is_flat},
-        "problems": outcome.problems(),
+        "problems": problems,
         "samples": [[round(one.time_s, 1), round(one.rss_mib, 2)] for one in outcome.samples],
     }
 

@@ -29,6 +29,7 @@ class Outcome:
         changed_probes: those rounds whose texts were not the first one's.
         left: what SGLang still counts when all clients have gone, by its own names; all of it must be 0.
         in_flight: our gauge of open requests, over all modes; must be 0.
+        retracted: how often a request was put back for want of KV slots; 0 where the server has no metrics.
     """
 
     seconds: float
@@ -40,6 +41,7 @@ class Outcome:
     changed_probes: int = 0
     left: dict[str, float] = field(default_factory=dict)
     in_flight: float = 0.0
+    retracted: float = 0.0
     samples: list[Sample] = field(default_factory=list)
 
     def problems(self) -> list[str]:
@@ -115,7 +117,9 @@ async def soak(
         outcome.left = await _until_idle(session, url)
         outcome.probes += 2
         outcome.changed_probes += await load.probe(session) != first
-        outcome.in_flight = await _in_flight(session, url)
+        metrics = await _metrics(session, url)
+        outcome.in_flight = sum_of(metrics, "dlm_requests_in_flight")
+        outcome.retracted = sum_of(metrics, "sglang_num_retracted_requests_total")
     outcome.counts, outcome.tokens, outcome.errors = dict(sorted(load.counts.items())), load.tokens, load.errors
     return outcome
 
@@ -134,15 +138,19 @@ async def _until_idle(session: aiohttp.ClientSession, url: str) -> dict[str, flo
         await asyncio.sleep(0.2)
 
 
-async def _in_flight(session: aiohttp.ClientSession, url: str) -> float:
-    """Our gauge, or 0 where the server has no metrics."""
+async def _metrics(session: aiohttp.ClientSession, url: str) -> list[str]:
+    """The lines of the server's metrics; none where it has none."""
     async with session.get(f"{url}/metrics/") as response:
-        if response.status != 200:
-            return 0.0
-        lines = (await response.text()).splitlines()
+        return (await response.text()).splitlines() if response.status == 200 else []
+
+
+def sum_of(metrics: Sequence[str], name: str) -> float:
+    """A metric over all its labels; 0 where nothing was counted yet."""
     total = 0.0
-    for line in lines:
-        if line.startswith("dlm_requests_in_flight{"):
+    for line in metrics:
+        series, _, value = line.rpartition(" ")
+        # SGLang's names have a colon for clients that take it.
+        if series.partition("{")[0].replace(":", "_") == name:
             with contextlib.suppress(ValueError):
-                total += float(line.rpartition(" ")[2])
+                total += float(value)
     return total

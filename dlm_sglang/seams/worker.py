@@ -20,7 +20,6 @@ from dlm_sglang.decode.layout import make_layout
 from dlm_sglang.decode.round import RoundOutputs
 from dlm_sglang.decode.state import BlockState
 from dlm_sglang.decode.watch import make_watch
-from dlm_sglang.heap import keep_trimmed
 from dlm_sglang.params import GenerationMode
 from dlm_sglang.seams.batch import DlmRoundState
 from dlm_sglang.seams.check import require_seams
@@ -49,7 +48,6 @@ class DlmWorker(BaseSpecWorker):
     def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
         super().__init__()
         require_seams("scheduler")
-        keep_trimmed()
         self._target_worker = target_worker
         self.model_runner = target_worker.model_runner
         self.device = target_worker.device

@@ -170,15 +170,20 @@ def _make_group(
 ) -> _Group:
     """Group of `(row, first token, tokens)` triples."""
     device = kv_limit.device
-    row_ids, begins, lens = (torch.tensor(column, device=device) for column in zip(*batch, strict=True))
     max_len = max(length for _, _, length in batch)
     num_tokens = sum(length for _, _, length in batch)
-    offsets = torch.arange(max_len, device=device)
-    token_index = begins[:, None] + torch.minimum(offsets, lens[:, None] - 1)
-    limits = torch.minimum(kv_limit[token_index].long(), kv_lens.long()[row_ids][:, None])
+    is_whole = num_tokens == kv_limit.numel() == len(batch) * max_len
+    if is_whole and len(batch) == kv_lens.numel():
+        # Decode rounds mostly are so: rows of one width, none left out, nothing to look up.
+        token_index = torch.arange(num_tokens, device=device).view(-1, max_len)
+        limits = kv_limit.view(-1, max_len).long()
+    else:
+        row_ids, begins, lens = (torch.tensor(column, device=device) for column in zip(*batch, strict=True))
+        token_index = begins[:, None] + torch.minimum(torch.arange(max_len, device=device), lens[:, None] - 1)
+        limits, kv_lens, slots = kv_limit[token_index].long(), kv_lens[row_ids], slots[row_ids]
+    limits = torch.minimum(limits, kv_lens.long()[:, None])
     visible = limits.amax(1)
     num_keys = max(1, int(visible.max()))
     positions = torch.minimum(torch.arange(num_keys, device=device), (visible - 1).clamp_(min=0)[:, None])
-    key_slots = slot_table[slots.long()[row_ids], :num_keys].gather(1, positions).long()
-    is_whole = num_tokens == kv_limit.numel() == len(batch) * max_len
+    key_slots = slot_table[slots.long(), :num_keys].gather(1, positions).long()
     return _Group(token_index, key_slots, limits, is_whole)

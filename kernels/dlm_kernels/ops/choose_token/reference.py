@@ -8,8 +8,10 @@ from torch import Tensor
 from dlm_kernels.ops.sample_token.reference import greedy_token, sample_token
 from dlm_kernels.ops.sample_token.rows import SamplingRows
 
-# Rows are worked on in pieces of this many logits, which stay in a core's cache between the passes over them.
-_LOGITS_PER_PIECE = 1 << 17
+# Rows to draw from are sorted in pieces of this many logits, which stay in a core's cache between the passes over them.
+_LOGITS_PER_DRAW = 1 << 17
+# Probabilities are made in pieces of this many logits: the buffer for them stays small, and the calls' own cost too.
+_LOGITS_PER_PIECE = 1 << 20
 
 
 def choose_token(
@@ -44,23 +46,14 @@ def choose_token(
 
 
 def _greedy(logits: Tensor, is_settled: Tensor | None, excluded_token_id: int) -> Tensor:
-    """Argmax of the rows, 0 in settled ones."""
-    if is_settled is None:
-        return greedy_token(logits, excluded_token_id)
-    if logits.numel() > _LOGITS_PER_PIECE:
-        rows = (~is_settled).nonzero().squeeze(1)
-        # A gather of rows costs about as much as the search through them.
-        if 2 * rows.numel() <= logits.shape[0]:
-            token_ids = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)
-            if rows.numel() > 0:
-                token_ids[rows] = greedy_token(logits[rows], excluded_token_id)
-            return token_ids
-    return greedy_token(logits, excluded_token_id).masked_fill_(is_settled, 0)
+    """Argmax of the rows, 0 in settled ones: to leave those out would cost a copy of the others."""
+    token_ids = greedy_token(logits, excluded_token_id)
+    return token_ids if is_settled is None else token_ids.masked_fill_(is_settled, 0)
 
 
 def _draw(logits: Tensor, sampling: SamplingRows, rows: Tensor, excluded_token_id: int, token_ids: Tensor) -> None:
     """Overwrite `token_ids[rows]` with samples; a row in which no id is possible keeps its own."""
-    rows_per_piece = max(1, _LOGITS_PER_PIECE // logits.shape[1])
+    rows_per_piece = max(1, _LOGITS_PER_DRAW // logits.shape[1])
     for piece in rows.split(rows_per_piece) if rows.numel() > 0 else ():
         chosen = sampling.select(piece)
         drawn = sample_token(

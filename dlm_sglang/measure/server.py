@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -31,7 +32,10 @@ def running_server(arguments: Sequence[str], name: str) -> Iterator[str]:
     """
     port = free_port()
     command = [sys.executable, "-m", "sglang.launch_server", "--host", "127.0.0.1", "--port", str(port), *arguments]
-    with tempfile.NamedTemporaryFile("w+", prefix=f"dlm-{name}-", suffix=".log", delete=False) as log:
+    with (
+        ended_in_order(),
+        tempfile.NamedTemporaryFile("w+", prefix=f"dlm-{name}-", suffix=".log", delete=False) as log,
+    ):
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             url = f"http://127.0.0.1:{port}"
@@ -42,6 +46,23 @@ def running_server(arguments: Sequence[str], name: str) -> Iterator[str]:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     Path(log.name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Let a SIGTERM end this process as Ctrl-C does, through every `finally`: a server left over would run for ever."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], url: str, name: str, log: Path) -> None:

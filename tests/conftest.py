@@ -11,16 +11,13 @@ from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from dlm_sglang.cli.devices import num_cuda_devices
+from tests import closing
 
 E2E = "e2e"
 TIER_BY_FOLDER = {"unit": "unit", "kernels": "unit", "contract": "contract", E2E: E2E, "gpu": "gpu"}
 
 # The tests that start servers of their own; all other end-to-end tests share a few, started once.
 OWN_SERVERS = f"{E2E}/own_servers"
-
-# What a process tells at its end, under this name of `config.workeroutput` (tests/e2e/conftest.py).
-CLOSING_LINE = "closing_line"
-CLOSING_LINES = pytest.StashKey[list[str]]()
 
 # Whether this process has given way to the other one.
 GAVE_WAY = pytest.StashKey[bool]()
@@ -82,12 +79,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Keep what a process told at its end."""
-    told = getattr(node, "workeroutput", {})
-    if CLOSING_LINE in told:
-        node.config.stash.setdefault(CLOSING_LINES, []).append(told[CLOSING_LINE])
+    closing.take_over(node)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash.get(CLOSING_LINES, []):
+    for line in closing.lines(config):
         terminalreporter.write_line(line)

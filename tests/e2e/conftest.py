@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 import dlm_sglang
 from dlm_sglang.bundled.tasks import held_out_prompts
 from dlm_sglang.measure.json_schemas.drive import FLAGS as JSON_FLAGS
+from tests import closing
 from tests.e2e.asks import AUTO, AUTOREGRESSIVE, DIFFUSIONS, SPECULATIONS, Ask
 from tests.e2e.oracle import Oracle
 from tests.e2e.server import Server, start_server
@@ -184,20 +185,10 @@ def server_stays_well(request: pytest.FixtureRequest) -> Iterator[None]:
         assert server.alarms() == []
 
 
-def _oracle_line(config: pytest.Config) -> str | None:
-    oracle = config.stash.get(ORACLE, None)
-    if oracle is None:
-        return None
-    return f"oracle: {oracle.num_compared} answers compared, {len(oracle.ties)} differed by a proven numerical tie"
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if line := _oracle_line(config):
-        terminalreporter.write_line(line)
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """One process of several has no terminal: it hands the line to the one that has."""
-    told = getattr(session.config, "workeroutput", None)
-    if told is not None and (line := _oracle_line(session.config)):
-        told["closing_line"] = line
+    oracle = session.config.stash.get(ORACLE, None)
+    if oracle is not None:
+        closing.tell(
+            session.config,
+            f"oracle: {oracle.num_compared} answers compared, {len(oracle.ties)} differed by a proven numerical tie",
+        )

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from dlm_sglang.measure.server import free_port
+from dlm_sglang.measure.soak.run import sum_of
 from tests.e2e.asks import MODES
 from tests.e2e.conftest import FRONT_FLAGS, running
 from tests.e2e.faults import CHAT, body
@@ -70,15 +71,7 @@ def routed(mode: str, num_tokens: int, *, stream: bool = False, number: int = 7,
 
 def cached_tokens(replicas: tuple[Server, Server]) -> list[float]:
     """Prompt tokens that each server found in its prefix cache so far."""
-    texts = [replica.get("/metrics/").text for replica in replicas]
-    return [
-        sum(
-            float(line.rpartition(" ")[2])
-            for line in text.splitlines()
-            if line.startswith("sglang:cached_tokens_total")
-        )
-        for text in texts
-    ]
+    return [sum_of(replica.get("/metrics/").text, "sglang_cached_tokens_total") for replica in replicas]
 
 
 def events(answer: httpx.Response) -> list[str]:

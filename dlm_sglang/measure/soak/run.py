@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
 
 from dlm_sglang.errors import DlmError
 from dlm_sglang.measure.soak.load import Load
@@ -138,19 +138,18 @@ async def _until_idle(session: aiohttp.ClientSession, url: str) -> dict[str, flo
         await asyncio.sleep(0.2)
 
 
-async def _metrics(session: aiohttp.ClientSession, url: str) -> list[str]:
-    """The lines of the server's metrics; none where it has none."""
+async def _metrics(session: aiohttp.ClientSession, url: str) -> str:
+    """The server's metrics; empty where it has none."""
     async with session.get(f"{url}/metrics/") as response:
-        return (await response.text()).splitlines() if response.status == 200 else []
+        return await response.text() if response.status == 200 else ""
 
 
-def sum_of(metrics: Sequence[str], name: str) -> float:
+def sum_of(metrics: str, name: str) -> float:
     """A metric over all its labels; 0 where nothing was counted yet."""
-    total = 0.0
-    for line in metrics:
-        series, _, value = line.rpartition(" ")
+    return sum(
+        float(sample.value)
+        for family in text_string_to_metric_families(metrics)
+        for sample in family.samples
         # SGLang's names have a colon for clients that take it.
-        if series.partition("{")[0].replace(":", "_") == name:
-            with contextlib.suppress(ValueError):
-                total += float(value)
-    return total
+        if sample.name.replace(":", "_") == name
+    )

@@ -1,4 +1,4 @@
-"""Torch replacements for the small Triton helpers that SGLang launches even without a GPU."""
+"""What SGLang would do with a GPU even without one: small Triton helpers, collectives by NCCL."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ import torch
 def support_triton(original: Callable[[str], bool], backend: str) -> bool:
     """No backend runs Triton on the CPU platform."""
     return False
+
+
+def find_nccl_library() -> str:
+    """None: torch's default build brings the library, and SGLang would give it the CPU as its device.
+
+    Raises:
+        RuntimeError: always; SGLang's communicator then turns itself off, as where the library is missing.
+    """
+    raise RuntimeError("there is no NCCL without a GPU")
 
 
 def assign_req_to_token_pool(

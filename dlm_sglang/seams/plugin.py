@@ -145,6 +145,11 @@ def _register_hooks() -> None:
         hooks += [
             (f"{srt}.utils.common.support_triton", cpu_helpers.support_triton, HookType.AROUND),
             (
+                f"{srt}.distributed.device_communicators.pynccl_wrapper.find_nccl_library",
+                cpu_helpers.find_nccl_library,
+                HookType.REPLACE,
+            ),
+            (
                 f"{srt}.mem_cache.allocation.assign_req_to_token_pool_func",
                 cpu_helpers.assign_req_to_token_pool,
                 HookType.REPLACE,

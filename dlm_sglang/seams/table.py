@@ -143,6 +143,15 @@ SEAMS: tuple[Seam, ...] = (
         cpu_only=True,
     ),
     Seam(
+        f"{_SRT}.distributed.device_communicators.pynccl_wrapper.find_nccl_library",
+        (),
+        "seams/cpu_helpers.py",
+        "tensor-parallel ranks on CPUs would not start where torch's build has NCCL",
+        "SGLang asks for the device before it loads NCCL",
+        Kind.HOOK,
+        cpu_only=True,
+    ),
+    Seam(
         f"{_SRT}.mem_cache.allocation.assign_req_to_token_pool_func",
         ("req_pool_indices", "req_to_token", "start_offset", "end_offset", "out_cache_loc", "batch_size"),
         "seams/cpu_helpers.py",

@@ -55,7 +55,7 @@ class RoundLayout:
         """Repeat an `[R]` tensor for every token of its row: `[T]`."""
         if self.max_width == 1:
             return per_row
-        return per_row[self.row_of_token]
+        return per_row.index_select(0, self.row_of_token)
 
     def per_block(self, per_position: Tensor) -> Tensor:
         """Bring an `[R, L]` tensor into tokens, the opposite of `per_position`: `[T]`."""
@@ -114,7 +114,7 @@ def make_layout(
         ranks_masks=any(policy.block_length > 1 and policy.max_denoising_steps > 1 for policy in policies),
         hints=RowHints(
             accepts_whole_blocks=any(policy.accepts_whole_block for policy in policies),
-            has_stop_ids=any(policy.stop_ids for policy in policies),
+            num_stop_ids=max(len(policy.stop_ids) for policy in policies),
             is_autoregressive=max_width == 1,
         ),
     )

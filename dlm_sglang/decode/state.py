@@ -113,15 +113,15 @@ class BlockState:
 
     def progress_of(self, slots: Tensor) -> Progress:
         """Gather `Progress` of `[R]` slots."""
-        return Progress(*self.progress[slots].unbind(1))
+        return Progress(*self.progress.index_select(0, slots).unbind(1))
 
     def ints_of(self, slots: Tensor) -> PolicyInts:
         """Gather `PolicyInts` of `[R]` slots."""
-        return PolicyInts(*self.policy_ints[slots].unbind(1))
+        return PolicyInts(*self.policy_ints.index_select(0, slots).unbind(1))
 
     def floats_of(self, slots: Tensor) -> PolicyFloats:
         """Gather `PolicyFloats` of `[R]` slots."""
-        return PolicyFloats(*self.policy_floats[slots].unbind(1))
+        return PolicyFloats(*self.policy_floats.index_select(0, slots).unbind(1))
 
     def admit(
         self, slots: Tensor, policies: list[DecodePolicy], emitted: list[int], seed_ids: Tensor, seq_lens: list[int]

@@ -43,10 +43,12 @@ class DlmAttentionBackend(AttentionBackend):
         spec_info = forward_batch.spec_info
         if isinstance(spec_info, DlmForwardInput):
             inputs = spec_info.inputs
+            is_cpu = inputs.kv_lens.is_cpu
             self.forward_metadata = make_plan(
                 inputs.layout.widths,
-                inputs.kv_lens.int(),
-                inputs.kv_limit.int(),
+                # The kernel has 32 bits of a length; a CPU has no use for the copy.
+                inputs.kv_lens if is_cpu else inputs.kv_lens.int(),
+                inputs.kv_limit if is_cpu else inputs.kv_limit.int(),
                 inputs.slots,
                 self.req_to_token,
                 max_row_len=inputs.layout.max_width,

@@ -25,10 +25,15 @@ _NUM_FIXED = 3
 
 
 class AutoRounds:
-    """Chooses the block lengths of a worker's rows under `auto`, and learns from its rounds."""
+    """Chooses the block lengths of a worker's rows under `auto`, and learns from its rounds.
+
+    Attributes:
+        has_rows: whether a row of the last batch that was asked about is under `auto`.
+    """
 
     def __init__(self, max_block_length: int) -> None:
         self.controller = AutoController(max_block_length)
+        self.has_rows = False
         self._changes: list[tuple[int, int, bool]] = []
 
     def admit(self, state: RequestState) -> None:
@@ -43,6 +48,7 @@ class AutoRounds:
     def choose(self, batch: Any) -> None:
         """Choose block lengths before a decode round; called once for each round, on every rank."""
         rows = {row: req.dlm.auto for row, req in enumerate(batch.reqs) if req.dlm.auto is not None}
+        self.has_rows = bool(rows)
         if not rows:
             return
         ours = list(rows.values())

@@ -1,8 +1,8 @@
 """Counts the places where the host waits to read what a device computed.
 
 On a GPU each of them stops the host until everything launched before has run. On a CPU nothing waits, but the same
-calls are made: so a machine without a GPU can count them, which keeps the decode loop free of them. What a CPU
-reference of one of our operations does inside is not counted: on a GPU that is a kernel.
+calls are made: so a machine without a GPU can count them, which keeps the decode loop free of them. What one of our
+operations does inside on a CPU is not counted: on a GPU that is a kernel.
 
 On CUDA devices PyTorch's own sync debug mode sees more (`torch.cuda.set_sync_debug_mode`); the GPU tests use it.
 """
@@ -99,12 +99,12 @@ def _indexes_by_flags(name: str, args: tuple[object, ...]) -> bool:
 
 
 def _caller() -> str | None:
-    """The frame that read, or None inside a reference of ours."""
+    """The frame that read, or None inside what stands in for a kernel of ours on a CPU."""
     frame: FrameType | None = sys._getframe(1)
     place = None
     while frame is not None:
         file = frame.f_code.co_filename
-        if "dlm_kernels" in file and file.endswith("reference.py"):
+        if "dlm_kernels" in file and file.endswith(("/reference.py", "/cpu.py")):
             return None
         if place is None and file != __file__ and "/torch/" not in file:
             place = f"{file}:{frame.f_lineno} {frame.f_code.co_name}"

@@ -110,7 +110,7 @@ def _register_algorithm() -> None:
 def _register_hooks() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from dlm_sglang.seams import batch, cpu_helpers, request, results
+    from dlm_sglang.seams import batch, cpu_helpers, receive, request, results
     from dlm_sglang.seams.check import on_cpu_platform
 
     srt = "sglang.srt"
@@ -133,6 +133,12 @@ def _register_hooks() -> None:
             results.account_round,
             HookType.AROUND,
         ),
+        (
+            f"{srt}.managers.scheduler_components.request_receiver.SchedulerRequestReceiver._pull_raw_reqs",
+            receive.pull_when_there,
+            HookType.AROUND,
+        ),
+        (f"{srt}.managers.scheduler.Scheduler._forward_isolation", batch.leave_batch_as_it_is, HookType.AROUND),
         (f"{srt}.managers.schedule_batch.Req.__init__", request.forget_itself, HookType.AROUND),
         (f"{srt}.managers.schedule_batch.Req.update_finish_state", results.skip_silent_rounds, HookType.AROUND),
         (

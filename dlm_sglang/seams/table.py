@@ -110,6 +110,22 @@ SEAMS: tuple[Seam, ...] = (
         Kind.HOOK,
     ),
     Seam(
+        f"{_SRT}.managers.scheduler.Scheduler._forward_isolation",
+        ("self", "batch", "overlap"),
+        "seams/batch.py leave_batch_as_it_is",
+        "each decode round would copy a hundred fields of its batch out and in again",
+        "SGLang asks the worker whether it changes the batch",
+        Kind.HOOK,
+    ),
+    Seam(
+        f"{_SRT}.managers.scheduler_components.request_receiver.SchedulerRequestReceiver._pull_raw_reqs",
+        ("self",),
+        "seams/receive.py pull_when_there",
+        "each round would fail to receive from two empty sockets, an exception each",
+        "SGLang polls before it receives",
+        Kind.HOOK,
+    ),
+    Seam(
         f"{_BATCH}.Req.__init__",
         ("self", "sampling_params", "custom_logit_processor"),
         "seams/request.py forget_itself",

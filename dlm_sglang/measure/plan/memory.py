@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from dlm_sglang.measure.plan.gpu import GIB, Gpu
 from dlm_sglang.measure.plan.shape import BYTES_OF_DTYPE, ModelShape
 
-# KV slots that a decode round takes beyond a row's block while the pool has room (seams/batch.py).
-KV_LOOKAHEAD = 16
 # Per logit beside the forward's own: a float32 copy and one float32 temporary of the unmasking in plain torch.
 LOGIT_COPY_BYTES = 8
 # Prefill tokens in one forward; SGLang's default is 8192 on large GPUs and less on small ones.

@@ -1,10 +1,10 @@
-"""One round's effect on its rows: the reference on CPU, one program per row on CUDA."""
+"""One round's effect on its rows: numpy on CPU, one program per row on CUDA."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from dlm_kernels.ops.advance_rows import reference
+from dlm_kernels.ops.advance_rows import cpu
 from dlm_kernels.ops.advance_rows.reference import AdvancedRows, RowHints, RowState
 
 
@@ -32,7 +32,7 @@ def advance_rows(
         chosen: `[R, L]` int64, the token chosen at each position of each block, L at most the width of the canvas.
         confidence: `[R, L]` float, how sure the model is of it; None fills every mask of every row in this step.
         is_strict: see `unmask_select`.
-        hints: what is known of all rows; they must be true. The kernel does without them.
+        hints: what is known of all rows; they must be true. The reference and the kernel do without.
 
     Returns:
         token_ids, accept_lens, new_seq_lens, is_denoise: see `AdvancedRows`.
@@ -50,7 +50,7 @@ def advance_rows(
     if confidence is not None and confidence.shape != chosen.shape:
         raise ValueError(f"confidence must be {list(chosen.shape)}, got {list(confidence.shape)}")
     if chosen.device.type == "cpu":
-        return reference.advance_rows(state, slots, seq_lens, chosen, confidence, is_strict=is_strict, hints=hints)
+        return cpu.advance_rows(state, slots, seq_lens, chosen, confidence, is_strict=is_strict, hints=hints)
     from dlm_kernels.ops.advance_rows import launch
 
     return launch.advance_rows(state, slots, seq_lens, chosen, confidence, is_strict=is_strict)

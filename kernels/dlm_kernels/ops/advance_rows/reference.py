@@ -41,16 +41,16 @@ class RowState:
 
 @dataclass(frozen=True)
 class RowHints:
-    """What the host knows of a round's rows without reading them; it saves the reference work, never changes results.
+    """What the host knows of a round's rows without reading them; it saves a CPU work, never changes results.
 
     Attributes:
         accepts_whole_blocks: some row may accept its block whole.
-        has_stop_ids: some row may end on a token.
+        num_stop_ids: no row has more stop ids than these, which come first; None where that is not known.
         is_autoregressive: every row has blocks of one seeded position.
     """
 
     accepts_whole_blocks: bool = True
-    has_stop_ids: bool = True
+    num_stop_ids: int | None = None
     is_autoregressive: bool = False
 
 
@@ -101,8 +101,6 @@ def advance_rows(
 
     Args and result: see `dlm_kernels.ops.advance_rows.op.advance_rows`.
     """
-    if hints.is_autoregressive:
-        return _advance_single_tokens(state, slots, seq_lens, chosen)
     width = chosen.shape[1]
     rows = _gather(state, slots, width)
     offsets = torch.arange(width, device=slots.device)
@@ -114,14 +112,10 @@ def advance_rows(
         filled = unmask_select(rows.is_masked, confidence, rows.threshold, quota, fill_all, is_strict=is_strict)
     canvas = torch.where(filled, chosen, rows.canvas)
     still_masked = rows.is_masked & ~filled
-    if hints.accepts_whole_blocks:
-        is_filled, ends_request = _outcome(rows, canvas, still_masked, offsets)
-    else:
-        is_filled, ends_request = ~still_masked.any(dim=1), None
+    is_filled, ends_request = _outcome(rows, canvas, still_masked, offsets)
     token_ids, accept_lens, seed_ids = _emission(rows, canvas, chosen, ends_request)
-    if hints.has_stop_ids:
-        first_stop = torch.where(_is_stop(rows, token_ids), offsets, width).amin(dim=1)
-        accept_lens = torch.minimum(accept_lens, first_stop + 1)
+    first_stop = torch.where(_is_stop(rows, token_ids), offsets, width).amin(dim=1)
+    accept_lens = torch.minimum(accept_lens, first_stop + 1)
     accept_lens = torch.minimum(accept_lens, rows.remaining.clamp(min=0))
     new_seq_lens = seq_lens + accept_lens
 
@@ -177,14 +171,10 @@ def _outcome(rows: _Rows, canvas: Tensor, still_masked: Tensor, offsets: Tensor)
     return torch.where(rows.accepts_whole, is_frozen, has_no_mask), ends_request
 
 
-def _emission(
-    rows: _Rows, canvas: Tensor, chosen: Tensor, ends_request: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _emission(rows: _Rows, canvas: Tensor, chosen: Tensor, ends_request: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids `[R, L]`, how many of them count before stops and limits `[R]`, and next seeds `[R]`."""
     num_correct_drafts, bonus_ids = accept_prefix(canvas[:, 1:], chosen, rows.length - 1)
     verified_lens = torch.where(rows.is_denoise, 0, num_correct_drafts + 1)
-    if ends_request is None:
-        return chosen, verified_lens, bonus_ids
     last = (rows.length - 1).clamp(min=0)[:, None]
     next_seed = chosen.gather(1, last)
     # A whole seeded block emits what follows its (already emitted) seed, then the next seed.
@@ -198,12 +188,3 @@ def _emission(
         torch.where(rows.accepts_whole, whole_lens, verified_lens),
         torch.where(rows.accepts_whole, next_seed[:, 0], bonus_ids),
     )
-
-
-def _advance_single_tokens(state: RowState, slots: Tensor, seq_lens: Tensor, chosen: Tensor) -> AdvancedRows:
-    """One token a row, no block to lay out."""
-    remaining = state.progress[slots, -1]
-    accept_lens = remaining.clamp(0, 1)
-    state.canvas[slots, 0] = chosen[:, 0]
-    state.progress[slots, -1] = remaining - accept_lens
-    return AdvancedRows(chosen, accept_lens, seq_lens + accept_lens, torch.zeros_like(slots, dtype=torch.bool))

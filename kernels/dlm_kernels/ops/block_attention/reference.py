@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+Lengths: TypeAlias = npt.NDArray[np.int32 | np.int64]
 
 # Rows are padded to the longest row and run as one batch while padding costs at most this factor.
 MAX_PADDING_FACTOR = 2.0
@@ -86,32 +91,33 @@ def make_plan(row_lens: Tensor, kv_lens: Tensor, kv_limit: Tensor, slots: Tensor
     Raises:
         ValueError: more query tokens in the rows than limits.
     """
-    lens, kv_lens_cpu, num_tokens = row_lens.tolist(), kv_lens.tolist(), kv_limit.numel()
+    lens, kv_lens_list, num_tokens = row_lens.tolist(), kv_lens.tolist(), kv_limit.numel()
     starts = list(accumulate(lens, initial=0))
     if starts[-1] > num_tokens:
         raise ValueError(f"row_lens must sum to at most the {num_tokens} entries of kv_limit, got {starts[-1]}")
+    # Many small steps on small arrays, which numpy calls in a fraction of torch's time.
+    limits, rows_kv = kv_limit.cpu().numpy(), kv_lens.cpu().numpy()
     rows = [row for row, length in enumerate(lens) if length > 0]
     max_len = max((lens[row] for row in rows), default=0)
-    max_kv = max((kv_lens_cpu[row] for row in rows), default=0)
+    max_kv = max((kv_lens_list[row] for row in rows), default=0)
     padded_work = len(rows) * max_len * max_kv
-    work = sum(lens[row] * kv_lens_cpu[row] for row in rows)
-    groups = []
+    work = sum(lens[row] * kv_lens_list[row] for row in rows)
     if padded_work <= MAX_PADDING_FACTOR * work and padded_work <= MAX_MASK_ELEMENTS:
         batches = [[(row, starts[row], lens[row]) for row in rows]] if work else []
     else:
         batches = [
             [(row, starts[row] + begin, min(chunk, lens[row] - begin))]
             for row in rows
-            if kv_lens_cpu[row] > 0
-            for chunk in [max(1, MAX_MASK_ELEMENTS // kv_lens_cpu[row])]
+            if kv_lens_list[row] > 0
+            for chunk in [max(1, MAX_MASK_ELEMENTS // kv_lens_list[row])]
             for begin in range(0, lens[row], chunk)
         ]
-    groups = [_make_group(batch, kv_lens, kv_limit, slots, slot_table) for batch in batches]
-    blind = kv_limit <= 0
-    if 0 in kv_lens_cpu:
-        token_row_sees = torch.repeat_interleave(kv_lens > 0, row_lens, output_size=starts[-1])
-        blind[: starts[-1]] |= ~token_row_sees
-    return ReferencePlan(tuple(groups), num_tokens, blind.nonzero()[:, 0] if blind.any() else None)
+    groups = [_make_group(batch, rows_kv, limits, slots, slot_table) for batch in batches]
+    blind = limits <= 0
+    if 0 in kv_lens_list:
+        blind[: starts[-1]] |= np.repeat(rows_kv <= 0, lens)
+    blind_tokens = torch.from_numpy(blind.nonzero()[0]).to(kv_limit.device) if blind.any() else None
+    return ReferencePlan(tuple(groups), num_tokens, blind_tokens)
 
 
 def block_attention(
@@ -166,24 +172,29 @@ def _attend(q: Tensor, k_pool: Tensor, v_pool: Tensor, group: _Group, scale: flo
 
 
 def _make_group(
-    batch: list[tuple[int, int, int]], kv_lens: Tensor, kv_limit: Tensor, slots: Tensor, slot_table: Tensor
+    batch: list[tuple[int, int, int]], kv_lens: Lengths, kv_limit: Lengths, slots: Tensor, slot_table: Tensor
 ) -> _Group:
     """Group of `(row, first token, tokens)` triples."""
-    device = kv_limit.device
     max_len = max(length for _, _, length in batch)
     num_tokens = sum(length for _, _, length in batch)
-    is_whole = num_tokens == kv_limit.numel() == len(batch) * max_len
-    if is_whole and len(batch) == kv_lens.numel():
+    is_whole = num_tokens == kv_limit.size == len(batch) * max_len
+    if is_whole and len(batch) == kv_lens.size:
         # Decode rounds mostly are so: rows of one width, none left out, nothing to look up.
-        token_index = torch.arange(num_tokens, device=device).view(-1, max_len)
-        limits = kv_limit.view(-1, max_len).long()
+        token_index = np.arange(num_tokens).reshape(-1, max_len)
+        limits = kv_limit.reshape(-1, max_len)
     else:
-        row_ids, begins, lens = (torch.tensor(column, device=device) for column in zip(*batch, strict=True))
-        token_index = begins[:, None] + torch.minimum(torch.arange(max_len, device=device), lens[:, None] - 1)
-        limits, kv_lens, slots = kv_limit[token_index].long(), kv_lens[row_ids], slots[row_ids]
-    limits = torch.minimum(limits, kv_lens.long()[:, None])
-    visible = limits.amax(1)
-    num_keys = max(1, int(visible.max()))
-    positions = torch.minimum(torch.arange(num_keys, device=device), (visible - 1).clamp_(min=0)[:, None])
-    key_slots = slot_table[slots.long(), :num_keys].gather(1, positions).long()
-    return _Group(token_index, key_slots, limits, is_whole)
+        row_ids, begins, lens = np.array(batch).T
+        token_index = begins[:, None] + np.minimum(np.arange(max_len), lens[:, None] - 1)
+        limits, kv_lens, slots = kv_limit[token_index], kv_lens[row_ids], slots[torch.from_numpy(row_ids)]
+    limits = np.minimum(limits, kv_lens[:, None])
+    visible = np.maximum(limits.max(axis=1), 1)
+    num_keys = int(visible.max())
+    if slot_table.is_cpu:
+        key_slots = slot_table.numpy()[slots.numpy(), :num_keys].astype(np.int64)
+    else:
+        key_slots = slot_table[slots.long(), :num_keys].cpu().numpy().astype(np.int64)
+    if visible.min() < num_keys:
+        last = key_slots[np.arange(len(batch)), visible - 1]
+        key_slots = np.where(np.arange(num_keys) < visible[:, None], key_slots, last[:, None])
+    tensors = [torch.from_numpy(array).to(slot_table.device) for array in (token_index, key_slots, limits)]
+    return _Group(tensors[0], tensors[1], tensors[2], is_whole)

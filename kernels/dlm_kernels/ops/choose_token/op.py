@@ -1,11 +1,11 @@
-"""The choice of a token per logits row: checked arguments, then the reference on CPU and the kernel on CUDA."""
+"""The choice of a token per logits row: checked arguments, then numpy on CPU and the kernel on CUDA."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from dlm_kernels.ops.choose_token import reference
+from dlm_kernels.ops.choose_token import cpu
 from dlm_kernels.ops.sample_token.rows import SamplingRows
 
 _LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,7 +59,7 @@ def choose_token(
     """
     _check(logits, excluded_token_id, sampling, is_settled, needs_confidence)
     if logits.device.type == "cpu":
-        implementation = reference.choose_token
+        implementation = cpu.choose_token
     else:
         from dlm_kernels.ops.choose_token import launch
 

@@ -34,10 +34,7 @@ def choose_token(
     """
     token_ids = _greedy(logits, is_settled, excluded_token_id)
     if sampling is not None:
-        is_sampled = sampling.temperature > 0
-        if is_settled is not None:
-            is_sampled = is_sampled & ~is_settled
-        _draw(logits, sampling, is_sampled.nonzero().squeeze(1), excluded_token_id, token_ids)
+        draw(logits, sampling, is_settled, excluded_token_id, token_ids)
     wanted: bool | Tensor = needs_confidence
     if is_settled is not None and needs_confidence is not False:
         wanted = ~is_settled & needs_confidence
@@ -51,8 +48,14 @@ def _greedy(logits: Tensor, is_settled: Tensor | None, excluded_token_id: int) -
     return token_ids if is_settled is None else token_ids.masked_fill_(is_settled, 0)
 
 
-def _draw(logits: Tensor, sampling: SamplingRows, rows: Tensor, excluded_token_id: int, token_ids: Tensor) -> None:
-    """Overwrite `token_ids[rows]` with samples; a row in which no id is possible keeps its own."""
+def draw(
+    logits: Tensor, sampling: SamplingRows, is_settled: Tensor | None, excluded_token_id: int, token_ids: Tensor
+) -> None:
+    """Overwrite the ids of sampled rows that are not settled; a row in which no id is possible keeps its own."""
+    is_sampled = sampling.temperature > 0
+    if is_settled is not None:
+        is_sampled = is_sampled & ~is_settled
+    rows = is_sampled.nonzero().squeeze(1)
     rows_per_piece = max(1, _LOGITS_PER_DRAW // logits.shape[1])
     for piece in rows.split(rows_per_piece) if rows.numel() > 0 else ():
         chosen = sampling.select(piece)

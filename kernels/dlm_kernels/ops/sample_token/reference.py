@@ -29,24 +29,16 @@ def greedy_token(logits: Tensor, excluded_token_id: int) -> Tensor:
     Source: NLD spec section 3.2 (the mask id is excluded from the choice).
     """
     if excluded_token_id < 0:
-        return _argmax(logits)
+        return logits.argmax(dim=-1)
     column = logits[:, excluded_token_id]
     excluded = column.clone()
     column.fill_(float("-inf"))
-    token_ids = _argmax(logits)
+    token_ids = logits.argmax(dim=-1)
     column.copy_(excluded)
     if excluded_token_id == 0 and logits.shape[1] > 1:
         # Only among nothing but -inf is the excluded id the lowest of the largest.
         token_ids.clamp_(min=1)
     return token_ids
-
-
-def _argmax(logits: Tensor) -> Tensor:
-    """The first index of each row's largest value, NaN above all."""
-    if logits.device.type == "cpu" and logits.dtype is torch.float32:
-        # numpy compares many values per instruction, torch one: a tenth of the time.
-        return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))
-    return logits.argmax(dim=-1)
 
 
 def confidence_of(logits: Tensor, token_ids: Tensor) -> Tensor:

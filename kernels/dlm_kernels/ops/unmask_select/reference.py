@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # A NaN confidence ranks below every probability, and above what is not masked.
-_LEAST_SURE = -1.0
+LEAST_SURE = -1.0
 
 
 class UnmaskedBlock(NamedTuple):
@@ -40,7 +40,7 @@ def unmask_select(
 
     Args and result: see `dlm_kernels.ops.unmask_select.op.unmask_select`.
     """
-    ranked = confidence.nan_to_num(nan=_LEAST_SURE).masked_fill(~is_masked, float("-inf"))
+    ranked = confidence.nan_to_num(nan=LEAST_SURE).masked_fill(~is_masked, float("-inf"))
     order = torch.argsort(ranked, dim=1, descending=True, stable=True)
     offsets = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, offsets)

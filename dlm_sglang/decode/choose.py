@@ -40,16 +40,8 @@ def choose_tokens(state: BlockState, inputs: RoundInputs, logits: Tensor) -> tup
         excluded_token_id=state.mask_token_id,
         sampling=sampling_rows(state, inputs) if layout.may_sample else None,
         is_settled=_settled_tokens(state, inputs) if logits.numel() >= MIN_LOGITS_TO_SKIP else None,
-        needs_confidence=_ranked_tokens(state, inputs),
+        needs_confidence=layout.ranks_masks if inputs.is_masked is None else inputs.is_masked,
     )
-
-
-def _ranked_tokens(state: BlockState, inputs: RoundInputs) -> bool | Tensor:
-    """Whose confidences are compared: where it saves work `[T]` bool, the masks. A kernel makes all of them anyway."""
-    layout = inputs.layout
-    if not layout.ranks_masks or state.device.type != "cpu":
-        return layout.ranks_masks
-    return layout.per_block(state.is_masked[inputs.slots, : layout.max_width])
 
 
 def _settled_tokens(state: BlockState, inputs: RoundInputs) -> Tensor | None:

@@ -35,6 +35,8 @@ class RoundInputs:
         kv_limit: `[T]` int64, keys at positions below it are visible.
         is_padding: `[T]` bool, tokens past the end of a block that the context cut; None where there are none.
         draft_rows: `[T]` float32, 1 where the drafter adapter applies, or None where no row can be a draft.
+        is_masked: `[T]` bool, positions whose confidences are compared; None asks for none where `layout.ranks_masks`
+            is false, else for all: a kernel makes them in the same pass.
     """
 
     layout: RoundLayout
@@ -48,6 +50,7 @@ class RoundInputs:
     kv_limit: Tensor
     is_padding: Tensor | None
     draft_rows: Tensor | None
+    is_masked: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ _READING_METHODS = (
 # Operators whose result's shape depends on values, or that move values between devices.
 _READING_OPERATORS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero", "bincount")
 
+# Of a round on a CPU that a GPU runs in another form.
+_STANDS_IN = "/decode/plan_cpu.py"
+
 
 class HostReads:
     """Context manager that records every host read of the thread inside it.
@@ -99,12 +102,12 @@ def _indexes_by_flags(name: str, args: tuple[object, ...]) -> bool:
 
 
 def _caller() -> str | None:
-    """The frame that read, or None inside what stands in for a kernel of ours on a CPU."""
+    """The frame that read, or None inside what stands in for device code of ours on a CPU."""
     frame: FrameType | None = sys._getframe(1)
     place = None
     while frame is not None:
         file = frame.f_code.co_filename
-        if "dlm_kernels" in file and file.endswith(("/reference.py", "/cpu.py")):
+        if file.endswith(_STANDS_IN) or ("dlm_kernels" in file and file.endswith(("/reference.py", "/cpu.py"))):
             return None
         if place is None and file != __file__ and "/torch/" not in file:
             place = f"{file}:{frame.f_lineno} {frame.f_code.co_name}"

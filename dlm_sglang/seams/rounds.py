@@ -18,6 +18,7 @@ from torch import Tensor
 from dlm_sglang.decode.buckets import Bucket, bucket_of, pad_layout
 from dlm_sglang.decode.controlled import RoundControls
 from dlm_sglang.decode.layout import RoundLayout
+from dlm_sglang.decode.plan_cpu import plan_round_on_cpu
 from dlm_sglang.decode.round import RoundInputs, RoundOutputs, advance_round, plan_round
 from dlm_sglang.decode.state import BlockState
 from dlm_sglang.seams.batch import DlmForwardInput
@@ -49,6 +50,7 @@ class RoundRunner:
         may_cut: bool,
         max_kv_len: int,
         controls: RoundControls | None = None,
+        is_padded: bool = False,
     ) -> RoundOutputs:
         """Plan a round of `[R]` rows, run its forward and advance every row.
 
@@ -58,10 +60,12 @@ class RoundRunner:
             may_cut: see `plan_round`.
             max_kv_len: upper bound of the rows' key lengths.
             controls: what some rows ask for beyond sampling.
+            is_padded: the round has a bucket's shape, and runs on a CPU as it does in a graph.
         """
         if controls is not None:
             controls.fill(self.state, slots, seq_lens)
-        inputs = plan_round(self.state, layout, slots, seq_lens, may_cut=may_cut)
+        plan = plan_round if is_padded or self.state.device.type != "cpu" else plan_round_on_cpu
+        inputs = plan(self.state, layout, slots, seq_lens, may_cut=may_cut)
         if controls is not None:
             controls.begin(self.state, inputs)
         return advance_round(self.state, inputs, self._forward(inputs, max_kv_len), controls)
@@ -167,7 +171,7 @@ class PaddedRounds:
 
         def body() -> RoundOutputs:
             context_length = self._runner.state.context_length
-            return self._runner.run(slots, seq_lens, layout, may_cut=True, max_kv_len=context_length)
+            return self._runner.run(slots, seq_lens, layout, may_cut=True, max_kv_len=context_length, is_padded=True)
 
         return _Padded(slots, seq_lens, layout, body if stream is None else self._captured(body, stream))
 

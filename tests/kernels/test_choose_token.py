@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from dlm_kernels.ops.choose_token import SamplingRows, choose_token
+from dlm_kernels.ops.choose_token import SamplingRows, choose_token, cpu, reference
 from dlm_kernels.ops.sample_token import sample_token
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +29,7 @@ def _loop(row: list[float], excluded: int, counts_excluded: bool) -> tuple[int, 
     dtype=st.sampled_from(DTYPES),
     counts_excluded=st.booleans(),
 )
-def test_reference_equals_a_loop(
+def test_choice_equals_a_loop(
     seed: int, num_rows: int, vocab_size: int, dtype: torch.dtype, counts_excluded: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -42,6 +42,36 @@ def test_reference_equals_a_loop(
         expected, probability = _loop(row, excluded, counts_excluded)
         assert token == expected
         assert sure == pytest.approx(probability, rel=1e-6)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    num_rows=st.integers(0, 9),
+    vocab_size=st.sampled_from([1, 2, 7, 300]),
+    scale=st.sampled_from([0.5, 30.0, 1e4]),
+    counts_excluded=st.booleans(),
+    how=st.sampled_from(["greedy", "sampled", "settled", "by row"]),
+)
+def test_cpu_equals_the_reference(
+    seed: int, num_rows: int, vocab_size: int, scale: float, counts_excluded: bool, how: str
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(num_rows, vocab_size + 2, generator=generator) * scale)[:, 1:-1]
+    logits[torch.rand(logits.shape, generator=generator) < 0.2] = -torch.inf
+    flags = torch.rand(num_rows, generator=generator) < 0.5
+    arguments = {
+        "excluded_token_id": seed % (vocab_size + 1) - 1,
+        "counts_excluded": counts_excluded,
+        "sampling": _sampling(num_rows, generator) if how == "sampled" else None,
+        "is_settled": flags if how in ("settled", "sampled") else None,
+        "needs_confidence": flags if how == "by row" else True,
+    }
+    before = logits.clone()
+    token_ids, confidence = cpu.choose_token(logits, **arguments)
+    assert torch.equal(logits, before)
+    expected_ids, expected = reference.choose_token(logits, **arguments)
+    assert torch.equal(token_ids, expected_ids)
+    torch.testing.assert_close(confidence, expected, rtol=1e-6, atol=0)
 
 
 def _sampling(num_rows: int, generator: torch.Generator) -> SamplingRows:

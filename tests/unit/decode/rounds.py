@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
+from torch import Tensor
 
 from dlm_sglang.decode.auto.row import AutoRow
 from dlm_sglang.decode.buckets import Bucket, bucket_of, make_buckets, pad_layout
@@ -13,8 +14,9 @@ from dlm_sglang.decode.controlled import ControlledRow, choose_controlled_seeds,
 from dlm_sglang.decode.controls import Controls, History, history_of
 from dlm_sglang.decode.grammar import Matcher
 from dlm_sglang.decode.layout import make_layout
+from dlm_sglang.decode.plan_cpu import plan_round_on_cpu
 from dlm_sglang.decode.policy import DecodePolicy
-from dlm_sglang.decode.round import advance_round, plan_round
+from dlm_sglang.decode.round import RoundInputs, advance_round, plan_round
 from dlm_sglang.decode.state import BlockState
 from dlm_sglang.decode.stats import DecodeStats
 from dlm_sglang.decode.watch import make_watch, provisional_block
@@ -176,7 +178,12 @@ def _round(
     controls = make_controls([rows[slot].controlled for slot in slots if slot], widths, model.config.vocab_size, "cpu")
     if controls is not None:
         controls.fill(state, torch.tensor(slots), torch.tensor(seq_lens))
-    inputs = plan_round(state, layout, torch.tensor(slots), torch.tensor(seq_lens), may_cut=may_cut)
+    on_gpu, on_cpu = (
+        plan(state, layout, torch.tensor(slots), torch.tensor(seq_lens), may_cut=may_cut)
+        for plan in (plan_round, plan_round_on_cpu)
+    )
+    _assert_same_plan(on_gpu, on_cpu)
+    inputs = on_gpu if buckets else on_cpu
     if controls is not None:
         controls.begin(state, inputs)
     is_padding = torch.zeros(layout.num_tokens, dtype=torch.bool) if inputs.is_padding is None else inputs.is_padding
@@ -213,3 +220,18 @@ def _round(
         assert not is_denoise or accepted == 0 or row.is_finished, "scratch KV would be committed"
         row.tokens += input_ids[:accepted].tolist()
         assert int(outputs.new_seq_lens[index]) == len(row.tokens)
+
+
+def _assert_same_plan(one: RoundInputs, other: RoundInputs) -> None:
+    """Every tensor of two plans of the same round."""
+    for field_ in fields(RoundInputs):
+        ours, theirs = getattr(one, field_.name), getattr(other, field_.name)
+        if field_.name == "is_masked":
+            continue  # a CPU's alone
+        if isinstance(ours, Tensor):
+            assert ours.dtype == theirs.dtype, field_.name
+            assert torch.equal(ours, theirs), field_.name
+        elif isinstance(ours, tuple):
+            assert all(torch.equal(mine, yours) for mine, yours in zip(ours, theirs, strict=True)), field_.name
+        else:
+            assert ours is theirs, field_.name

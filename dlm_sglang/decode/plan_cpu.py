@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dlm_sglang.decode.layout import RoundLayout
 from dlm_sglang.decode.round import RoundInputs
-from dlm_sglang.decode.state import DENOISE, BlockState, PolicyInts, Progress
+from dlm_sglang.decode.state import DENOISE, PADDING_SLOT, BlockState, PolicyInts, Progress
 
 
 def plan_round_on_cpu(
@@ -65,6 +65,22 @@ def plan_round_on_cpu(
         draft_rows=draft_rows,
         is_masked=is_masked,
     )
+
+
+def kv_slots_on_cpu(inputs: RoundInputs, req_to_token: Tensor) -> Tensor:
+    """The KV slots `[T]` int64 of a round's query tokens.
+
+    Args:
+        inputs: of a round that is not padded.
+        req_to_token: `[P, C]` int32, KV slot of each position of each request slot.
+    """
+    layout, slots = inputs.layout, inputs.slots.numpy()
+    if not layout.is_autoregressive:
+        slots = slots[layout.row_of_token.numpy()]
+    kv_slots = req_to_token.numpy()[slots, inputs.positions.numpy()].astype(np.int64)
+    if inputs.is_padding is not None:
+        kv_slots[inputs.is_padding.numpy()] = PADDING_SLOT
+    return torch.from_numpy(kv_slots)
 
 
 def _columns(table: Tensor, index: npt.NDArray[np.int64]) -> list[Tensor]:

@@ -14,6 +14,9 @@ from dlm_sglang.decode.policy import DecodePolicy
 DENOISE = 0
 COMMIT = 1
 
+# SGLang hands out KV slots, and request slots, from 1 on; padding writes to 0.
+PADDING_SLOT = 0
+
 # Stop tokens that rounds look for. SGLang's own check ends a request on any further ones, after the round.
 MAX_STOP_IDS = 16
 

@@ -13,9 +13,8 @@ def pull_when_there(original: Callable[..., list[Any] | None], receiver: Any) ->
 
     Ranks without sockets, and ways to receive that are not sockets, are left to SGLang.
     """
-    sockets = (receiver.recv_from_tokenizer, receiver.recv_from_rpc)
-    if all(isinstance(socket, zmq.Socket) for socket in sockets):
-        waiting = zmq.zmq_poll([(socket, zmq.POLLIN) for socket in sockets], 0)
-        if not waiting:
-            return []
+    requests, calls = receiver.recv_from_tokenizer, receiver.recv_from_rpc
+    are_sockets = isinstance(requests, zmq.Socket) and isinstance(calls, zmq.Socket)
+    if are_sockets and not zmq.zmq_poll([(requests, zmq.POLLIN), (calls, zmq.POLLIN)], 0):
+        return []
     return original(receiver)

@@ -18,15 +18,12 @@ from torch import Tensor
 from dlm_sglang.decode.buckets import Bucket, bucket_of, pad_layout
 from dlm_sglang.decode.controlled import RoundControls
 from dlm_sglang.decode.layout import RoundLayout
-from dlm_sglang.decode.plan_cpu import plan_round_on_cpu
+from dlm_sglang.decode.plan_cpu import kv_slots_on_cpu, plan_round_on_cpu
 from dlm_sglang.decode.round import RoundInputs, RoundOutputs, advance_round, plan_round
-from dlm_sglang.decode.state import BlockState
+from dlm_sglang.decode.state import PADDING_SLOT, BlockState
 from dlm_sglang.seams.batch import DlmForwardInput
 
 logger = logging.getLogger(__name__)
-
-# SGLang hands out KV slots, and request slots, from 1 on; padding writes to 0.
-PADDING_SLOT = 0
 
 
 class RoundRunner:
@@ -64,19 +61,18 @@ class RoundRunner:
         """
         if controls is not None:
             controls.fill(self.state, slots, seq_lens)
-        plan = plan_round if is_padded or self.state.device.type != "cpu" else plan_round_on_cpu
+        # A CPU runs padded rounds as a GPU runs all: that is what they are there for.
+        on_cpu = self.state.device.type == "cpu" and not is_padded
+        plan, kv_slots_of = (plan_round_on_cpu, kv_slots_on_cpu) if on_cpu else (plan_round, _kv_slots)
         inputs = plan(self.state, layout, slots, seq_lens, may_cut=may_cut)
+        kv_slots = kv_slots_of(inputs, self.model_runner.req_to_token_pool.req_to_token)
         if controls is not None:
             controls.begin(self.state, inputs)
-        return advance_round(self.state, inputs, self._forward(inputs, max_kv_len), controls)
+        return advance_round(self.state, inputs, self._forward(inputs, kv_slots, max_kv_len), controls)
 
-    def _forward(self, inputs: RoundInputs, max_kv_len: int) -> Tensor:
-        """Logits `[T, V]`."""
+    def _forward(self, inputs: RoundInputs, kv_slots: Tensor, max_kv_len: int) -> Tensor:
+        """Logits `[T, V]`; keys and values go to `kv_slots [T]`."""
         backend = self.model_runner.attn_backend
-        req_to_token = self.model_runner.req_to_token_pool.req_to_token
-        kv_slots = req_to_token[inputs.layout.per_token(inputs.slots), inputs.positions].long()
-        if inputs.is_padding is not None:
-            kv_slots = torch.where(inputs.is_padding, PADDING_SLOT, kv_slots)
         forward_batch = ForwardBatch(
             forward_mode=ForwardMode.TARGET_VERIFY,
             batch_size=inputs.layout.num_rows,
@@ -97,6 +93,12 @@ class RoundRunner:
             output = self.model_runner.model.forward(inputs.input_ids, inputs.positions, forward_batch)
         logits: Tensor = output.next_token_logits
         return logits
+
+
+def _kv_slots(inputs: RoundInputs, req_to_token: Tensor) -> Tensor:
+    """The KV slots `[T]` int64 of a round's query tokens."""
+    kv_slots = req_to_token[inputs.layout.per_token(inputs.slots), inputs.positions].long()
+    return kv_slots if inputs.is_padding is None else torch.where(inputs.is_padding, PADDING_SLOT, kv_slots)
 
 
 @dataclass(frozen=True)

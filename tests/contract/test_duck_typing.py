@@ -12,7 +12,7 @@ from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.model_executor.cuda_graph_config import Backend, CudaGraphConfig, Phase, with_phase
 from sglang.srt.server_args import ServerArgs
 
-from dlm_sglang.seams.rounds import PADDING_SLOT
+from dlm_sglang.decode.state import PADDING_SLOT
 from dlm_sglang.seams.spec_algorithm import disable_stock_graphs
 
 REQUEST_ATTRIBUTES = ("inflight_middle_chunks", "extend_range", "full_untruncated_fill_ids", "is_retracted", "kv")

@@ -193,5 +193,5 @@ def _advance_single_tokens(state: RowState, slots: Tensor, seq_lens: Tensor, cho
     accept_lens = np.minimum(np.maximum(remaining, 0), 1)
     state.canvas.numpy()[index, 0] = ids[:, 0]
     progress[index, -1] = remaining - accept_lens
-    emitted = torch.from_numpy(accept_lens)
-    return AdvancedRows(chosen, emitted, seq_lens + emitted, torch.zeros_like(slots, dtype=torch.bool))
+    new_seq_lens, is_denoise = seq_lens.numpy() + accept_lens, np.zeros(len(index), dtype=np.bool_)
+    return AdvancedRows(chosen, *map(torch.from_numpy, (accept_lens, new_seq_lens, is_denoise)))

@@ -55,6 +55,8 @@ def choose_token(
     token_ids = torch.from_numpy(ids)
     if sampling is not None:
         reference.draw(logits, sampling, is_settled, excluded_token_id, token_ids)
+    if needs_confidence is False:
+        return token_ids, torch.zeros(len(values), dtype=confidence_dtype)
     confidence = np.zeros(len(values))
     rows = _wanted_rows(len(values), needs_confidence, settled)
     # With one id there is nothing to choose once it is excluded.
@@ -82,8 +84,6 @@ def _greedy(values: Logits, excluded_token_id: int) -> Ints:
 
 def _wanted_rows(num_rows: int, wanted: bool | Tensor, settled: Flags | None) -> Ints:
     """Indices of the rows whose confidence somebody asks for."""
-    if wanted is False:
-        return np.empty(0, dtype=np.int64)
     flags: Flags = wanted.numpy() if isinstance(wanted, Tensor) else np.ones(num_rows, dtype=np.bool_)
     return (flags if settled is None else flags & ~settled).nonzero()[0]
 

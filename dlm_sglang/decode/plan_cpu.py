@@ -32,13 +32,14 @@ def plan_round_on_cpu(
             progress, ints = state.progress_of(slots), state.ints_of(slots)
     else:
         row_of_token = layout.row_of_token.numpy()
+        slot_of_token = index[row_of_token]
         progress = Progress(*_columns(state.progress, index))
         ints = PolicyInts(*_columns(state.policy_ints, index))
         is_denoise = progress.phase.numpy() == DENOISE
         offsets = layout.offset_of_token.numpy()
-        input_ids = canvas[index[row_of_token], offsets]
+        input_ids = canvas[slot_of_token, offsets]
         if layout.ranks_masks:
-            is_masked = torch.from_numpy(state.is_masked.numpy()[index[row_of_token], offsets])
+            is_masked = torch.from_numpy(state.is_masked.numpy()[slot_of_token, offsets])
         positions = begins[row_of_token] + offsets
         kv_lens = begins + progress.length.numpy()
         kv_limit = np.maximum(positions + 1, np.where(is_denoise, kv_lens, 0)[row_of_token])

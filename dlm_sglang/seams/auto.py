@@ -15,25 +15,26 @@ from sglang.srt.runtime_context import get_parallel
 from dlm_sglang.decode.auto.assign import Others
 from dlm_sglang.decode.auto.controller import AutoController, Decision, Load, Reason
 from dlm_sglang.decode.auto.report import report_of
+from dlm_sglang.decode.auto.round_time import RoundShape
 from dlm_sglang.decode.auto.row import AutoRow, allowed_lengths
 from dlm_sglang.decode.state import BlockState
 from dlm_sglang.params import GenerationMode
 from dlm_sglang.seams.request import RequestState
 
+# While no request is under `auto`, what is learnt for the next one comes from every so many rounds and blocks: it costs
+# each round of everybody else.
+LEARN_EVERY = 4
 # Fields of a decision that stand before its block lengths when ranks are told.
 _NUM_FIXED = 3
 
 
 class AutoRounds:
-    """Chooses the block lengths of a worker's rows under `auto`, and learns from its rounds.
-
-    Attributes:
-        has_rows: whether a row of the last batch that was asked about is under `auto`.
-    """
+    """Chooses the block lengths of a worker's rows under `auto`, and learns from its rounds."""
 
     def __init__(self, max_block_length: int) -> None:
         self.controller = AutoController(max_block_length)
-        self.has_rows = False
+        self._has_rows = False
+        self._num_rounds = self._num_fixed_blocks = 0
         self._changes: list[tuple[int, int, bool]] = []
 
     def admit(self, state: RequestState) -> None:
@@ -48,7 +49,7 @@ class AutoRounds:
     def choose(self, batch: Any) -> None:
         """Choose block lengths before a decode round; called once for each round, on every rank."""
         rows = {row: req.dlm.auto for row, req in enumerate(batch.reqs) if req.dlm.auto is not None}
-        self.has_rows = bool(rows)
+        self._has_rows = bool(rows)
         if not rows:
             return
         ours = list(rows.values())
@@ -80,6 +81,19 @@ class AutoRounds:
         if block_length:
             self.controller.observe_block(row, block_length, accept_len)
         return width
+
+    def observe_fixed_block(self, block_length: int, accept_len: int) -> None:
+        """A verified block of a request with a fixed block length was processed."""
+        self._num_fixed_blocks += 1
+        if self._has_rows or self._num_fixed_blocks % LEARN_EVERY == 0:
+            self.controller.observe_block(None, block_length, accept_len)
+
+    def observe_round(self, shape: RoundShape, seconds: float) -> None:
+        """A decode round was processed."""
+        self._num_rounds += 1
+        if self._has_rows or self._num_rounds % LEARN_EVERY == 0:
+            self.controller.observe_round(shape, seconds)
+        self.controller.times.last_s = seconds
 
     def _decide(self, batch: Any, rows: list[AutoRow], *, may_grow: bool) -> Decision:
         group = get_parallel().tp_group

@@ -13,10 +13,6 @@ from dlm_sglang.seams.auto import AutoRounds
 from dlm_sglang.seams.budget import BudgetRounds
 from dlm_sglang.seams.request import RequestState
 
-# While no request is under `auto`, what is learnt for the next one comes from every so many rounds and blocks: it costs
-# each round of everybody else.
-LEARN_EVERY = 4
-
 
 class Choices:
     """Chooses before a round, is told of it afterwards; one for a worker."""
@@ -25,7 +21,6 @@ class Choices:
         self._auto = AutoRounds(max_block_length)
         self._budgets = BudgetRounds(bounds, self._auto.controller.times)
         self._processed_at_s: float | None = None
-        self._num_rounds = self._num_blocks = 0
 
     def admit(self, req: Any, state: RequestState) -> None:
         """A prefill of the request runs, the first one or one after a retraction."""
@@ -49,9 +44,7 @@ class Choices:
         if state.auto is None:
             block_length = state.policy.block_length
             if state.policy.mode is GenerationMode.SELF_SPECULATION and not is_denoise:
-                self._num_blocks += 1
-                if self._auto.has_rows or self._num_blocks % LEARN_EVERY == 0:
-                    self._auto.controller.observe_block(None, block_length, accept_len)
+                self._auto.observe_fixed_block(block_length, accept_len)
             return block_length
         return self._auto.account(state.auto, is_denoise=is_denoise, accept_len=accept_len)
 
@@ -67,8 +60,5 @@ class Choices:
             if shape is None:
                 self._auto.controller.arrivals.observe_prefill(took_s)
             else:
-                self._num_rounds += 1
-                if self._auto.has_rows or self._num_rounds % LEARN_EVERY == 0:
-                    self._auto.controller.observe_round(shape, took_s)
-                self._auto.controller.times.last_s = took_s
+                self._auto.observe_round(shape, took_s)
         self._processed_at_s = now_s

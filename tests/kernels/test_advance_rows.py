@@ -42,8 +42,8 @@ def test_advance_equals_a_loop(advance_rows: Callable[..., AdvancedRows], seed: 
 def _assert_same_round(state: RowState, inputs: dict[str, Tensor | None], hints: RowHints, *, is_strict: bool) -> None:
     """What runs on a CPU under `hints` against the reference, which takes none."""
     other = copy_state(state)
-    got = cpu.advance_rows(state, **inputs, is_strict=is_strict, hints=hints)  # type: ignore[arg-type]
-    expected = reference.advance_rows(other, **inputs, is_strict=is_strict)  # type: ignore[arg-type]
+    got = cpu.advance_rows(state, **inputs, is_strict=is_strict, hints=hints)
+    expected = reference.advance_rows(other, **inputs, is_strict=is_strict)
     # Past what counts, tokens are anybody's.
     is_emitted = torch.arange(got.token_ids.shape[1]) < got.accept_lens[:, None]
     assert torch.equal(got.token_ids[is_emitted], expected.token_ids[is_emitted])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dlm_kernels.ops.advance_rows import reference
-from dlm_kernels.ops.advance_rows.reference import DENOISE, AdvancedRows, RowHints, RowState
+from dlm_kernels.ops.advance_rows.reference import DENOISE, NO_HINTS, AdvancedRows, RowHints, RowState
 from dlm_kernels.ops.unmask_select.reference import LEAST_SURE
 
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -23,7 +23,7 @@ _PRECISIONS = (torch.float32, torch.float64)
 
 
 class _Rows(NamedTuple):
-    """State of the round's rows, gathered: `[R, L]`, `[R, 1]` where a block is compared with it, else `[R]`."""
+    """State of the round's rows, gathered: canvas and masks `[R, L]`, stop ids `[R, E]`, the others `[R]`."""
 
     canvas: Ints
     is_masked: Flags
@@ -47,7 +47,7 @@ def advance_rows(
     confidence: Tensor | None,
     *,
     is_strict: bool = False,
-    hints: RowHints = RowHints(),  # noqa: B008 - frozen
+    hints: RowHints = NO_HINTS,
 ) -> AdvancedRows:
     """Advance every row by one round.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dlm_kernels.ops.advance_rows import cpu
-from dlm_kernels.ops.advance_rows.reference import AdvancedRows, RowHints, RowState
+from dlm_kernels.ops.advance_rows.reference import NO_HINTS, AdvancedRows, RowHints, RowState
 
 
 def advance_rows(
@@ -16,7 +16,7 @@ def advance_rows(
     confidence: Tensor | None,
     *,
     is_strict: bool = False,
-    hints: RowHints = RowHints(),  # noqa: B008 - frozen
+    hints: RowHints = NO_HINTS,
 ) -> AdvancedRows:
     """Advance every row by one round: unmask, accept, emit, begin the next block.
 

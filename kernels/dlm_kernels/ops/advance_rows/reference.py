@@ -54,6 +54,9 @@ class RowHints:
     is_autoregressive: bool = False
 
 
+NO_HINTS = RowHints()
+
+
 class AdvancedRows(NamedTuple):
     """What a round emitted.
 
@@ -95,7 +98,7 @@ def advance_rows(
     confidence: Tensor | None,
     *,
     is_strict: bool = False,
-    hints: RowHints = RowHints(),
+    hints: RowHints = NO_HINTS,
 ) -> AdvancedRows:
     """Advance every row by one round.
 

@@ -19,8 +19,6 @@ from dlm_kernels.ops.sample_token.rows import SamplingRows
 Logits: TypeAlias = npt.NDArray[np.float32]
 Ints: TypeAlias = npt.NDArray[np.int64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
-# Probabilities are made in pieces of this many logits: the buffer for them stays small.
-_LOGITS_PER_PIECE = 1 << 20
 
 
 def choose_token(
@@ -61,7 +59,7 @@ def choose_token(
     rows = _wanted_rows(len(values), needs_confidence, settled)
     # With one id there is nothing to choose once it is excluded.
     if values.shape[1] > 1 or excluded_token_id != 0:
-        rows_per_piece = max(1, _LOGITS_PER_PIECE // values.shape[1])
+        rows_per_piece = max(1, reference.LOGITS_PER_PIECE // values.shape[1])
         for begin in range(0, len(rows), rows_per_piece):
             piece = rows[begin : begin + rows_per_piece]
             confidence[piece] = _probability(values[piece], ids[piece], -1 if counts_excluded else excluded_token_id)

@@ -11,7 +11,7 @@ from dlm_kernels.ops.sample_token.rows import SamplingRows
 # Rows to draw from are sorted in pieces of this many logits, which stay in a core's cache between the passes over them.
 _LOGITS_PER_DRAW = 1 << 17
 # Probabilities are made in pieces of this many logits: the buffer for them stays small, and the calls' own cost too.
-_LOGITS_PER_PIECE = 1 << 20
+LOGITS_PER_PIECE = 1 << 20
 
 
 def choose_token(
@@ -82,13 +82,13 @@ def _confidence(
     if wanted is False or (vocab_size == 1 and excluded_token_id == 0):
         return torch.zeros(num_rows, dtype=torch.float64, device=logits.device)
     left_out = -1 if counts_excluded else excluded_token_id
-    if logits.numel() <= _LOGITS_PER_PIECE:
+    if logits.numel() <= LOGITS_PER_PIECE:
         confidence = _probability(logits, token_ids, left_out)
         return confidence if wanted is True else confidence.masked_fill_(~wanted, 0.0)
     confidence = torch.zeros(num_rows, dtype=torch.float64, device=logits.device)
     rows = wanted.nonzero().squeeze(1) if isinstance(wanted, Tensor) else None
     num_wanted = num_rows if rows is None else rows.numel()
-    rows_per_piece = max(1, _LOGITS_PER_PIECE // vocab_size)
+    rows_per_piece = max(1, LOGITS_PER_PIECE // vocab_size)
     # One buffer for all pieces: fresh memory of this size costs more than the arithmetic.
     buffer = torch.empty((rows_per_piece, vocab_size), dtype=torch.float32, device=logits.device)
     for begin in range(0, num_wanted, rows_per_piece):

@@ -26,7 +26,7 @@ def plan_round_on_cpu(
     progress = ints = draft_rows = is_padding = is_masked = None
     canvas = state.canvas.numpy()
     if layout.is_autoregressive:
-        input_ids, positions, kv_lens = canvas[index, 0], begins, begins + 1
+        input_ids, positions, kv_lens = canvas[:, 0].take(index), begins, begins + 1
         kv_limit = kv_lens
         if layout.may_sample:
             progress, ints = state.progress_of(slots), state.ints_of(slots)
@@ -52,16 +52,17 @@ def plan_round_on_cpu(
         is_padding = torch.from_numpy(positions >= block_end)
         positions = np.maximum(np.minimum(positions, block_end - 1), 0)
         kv_limit = np.minimum(kv_limit, block_end)
+    keys = torch.from_numpy(kv_lens)
     return RoundInputs(
         layout=layout,
         slots=slots,
         seq_lens=seq_lens,
         progress=progress,
         ints=ints,
-        kv_lens=torch.from_numpy(kv_lens),
+        kv_lens=keys,
         input_ids=torch.from_numpy(input_ids),
-        positions=torch.from_numpy(positions),
-        kv_limit=torch.from_numpy(kv_limit),
+        positions=seq_lens if positions is begins else torch.from_numpy(positions),
+        kv_limit=keys if kv_limit is kv_lens else torch.from_numpy(kv_limit),
         is_padding=is_padding,
         draft_rows=draft_rows,
         is_masked=is_masked,

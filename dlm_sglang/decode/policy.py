@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dlm_sglang.params import DecodeParams, GenerationMode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DecodePolicy:
     """How one request's blocks are drafted, committed and cut.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass
+@dataclass(slots=True)
 class DecodeStats:
     """Counts of decode forwards that a request took part in; prefill is not counted.
 

@@ -82,7 +82,7 @@ class DlmForwardInput(SpecInput):
 # Slots taken at once beyond a row's needs while the pool has room: an allocation per token costs more than it. Whoever
 # has less than half of it left then gets as many, so that one allocation serves the whole batch for some rounds.
 LOOKAHEAD = 64
-# "Room" is when this many times the lookahead of every row is free.
+# "Room" is when this many times the lookahead of every row is free or can be evicted.
 ROOMY = 4
 
 
@@ -130,7 +130,9 @@ def prepare_decode_round(original: Any, batch: Any) -> None:
     if not rows:
         return
     lookahead = 0
-    if allocator.available_size() >= num_needed + ROOMY * LOOKAHEAD * len(batch.reqs):
+    # Prefixes that can be evicted are room: a server that has run for a while has no other.
+    num_free = allocator.available_size() + batch.tree_cache.evictable_size()
+    if num_free >= num_needed + ROOMY * LOOKAHEAD * len(batch.reqs):
         lookahead = LOOKAHEAD
         rows = [
             (req, row, reaches[row])

@@ -23,7 +23,7 @@ _NUM_SEEDS = 1 << 62
 _ITSELF = "__req__"
 
 
-@dataclass
+@dataclass(slots=True)
 class RequestState:
     """Lives and dies with SGLang's `Req`, so nothing of ours outlives a request however it ends.
 

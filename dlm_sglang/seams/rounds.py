@@ -36,7 +36,21 @@ class RoundRunner:
     def __init__(self, model_runner: Any, state: BlockState, algorithm: Any) -> None:
         self.model_runner = model_runner
         self.state = state
-        self.algorithm = algorithm
+        self._is_cpu = state.device.type == "cpu"
+        # One for all rounds: most of its hundred fields never change.
+        self._forward_batch = ForwardBatch(
+            forward_mode=ForwardMode.TARGET_VERIFY,
+            batch_size=0,
+            input_ids=None,
+            req_pool_indices=None,
+            seq_lens=None,
+            out_cache_loc=None,
+            seq_lens_sum=None,
+            seq_lens_cpu=None,
+            spec_algorithm=algorithm,
+            capture_hidden_mode=DlmForwardInput.capture_hidden_mode,
+            return_hidden_states_before_norm=False,
+        )
 
     def run(
         self,
@@ -62,7 +76,7 @@ class RoundRunner:
         if controls is not None:
             controls.fill(self.state, slots, seq_lens)
         # A CPU runs padded rounds as a GPU runs all: that is what they are there for.
-        on_cpu = self.state.device.type == "cpu" and not is_padded
+        on_cpu = self._is_cpu and not is_padded
         plan, kv_slots_of = (plan_round_on_cpu, kv_slots_on_cpu) if on_cpu else (plan_round, _kv_slots)
         inputs = plan(self.state, layout, slots, seq_lens, may_cut=may_cut)
         kv_slots = kv_slots_of(inputs, self.model_runner.req_to_token_pool.req_to_token)
@@ -73,26 +87,21 @@ class RoundRunner:
     def _forward(self, inputs: RoundInputs, kv_slots: Tensor, max_kv_len: int) -> Tensor:
         """Logits `[T, V]`; keys and values go to `kv_slots [T]`."""
         backend = self.model_runner.attn_backend
-        forward_batch = ForwardBatch(
-            forward_mode=ForwardMode.TARGET_VERIFY,
-            batch_size=inputs.layout.num_rows,
-            input_ids=inputs.input_ids,
-            req_pool_indices=inputs.slots,
-            seq_lens=inputs.seq_lens,
-            out_cache_loc=kv_slots,
-            seq_lens_sum=None,
-            seq_lens_cpu=None,
-            positions=inputs.positions,
-            spec_algorithm=self.algorithm,
-            spec_info=DlmForwardInput(inputs, max_kv_len),
-            capture_hidden_mode=DlmForwardInput.capture_hidden_mode,
-            return_hidden_states_before_norm=False,
-        )
+        forward_batch = self._batch_of(inputs, kv_slots, DlmForwardInput(inputs, max_kv_len))
         with forward_context(ForwardContext(attn_backend=backend)):
             backend.init_forward_metadata(forward_batch)
             output = self.model_runner.model.forward(inputs.input_ids, inputs.positions, forward_batch)
         logits: Tensor = output.next_token_logits
         return logits
+
+    def _batch_of(self, inputs: RoundInputs, kv_slots: Tensor, spec_info: DlmForwardInput) -> ForwardBatch:
+        """SGLang's form of the forward."""
+        batch = self._forward_batch
+        batch.batch_size = inputs.layout.num_rows
+        batch.input_ids, batch.positions, batch.out_cache_loc = inputs.input_ids, inputs.positions, kv_slots
+        batch.req_pool_indices, batch.seq_lens = inputs.slots, inputs.seq_lens
+        batch.spec_info = spec_info
+        return batch
 
 
 def _kv_slots(inputs: RoundInputs, req_to_token: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ def allocated(monkeypatch: pytest.MonkeyPatch) -> Allocated:
     return calls
 
 
-def _batch(rows: list[tuple[int, int]], *, width: int = 16, page_size: int = 1, num_free: int = 10**6) -> Any:
+def _batch(
+    rows: list[tuple[int, int]], *, width: int = 16, page_size: int = 1, num_free: int = 10**6, num_evictable: int = 0
+) -> Any:
     """A batch whose rows have `(committed, allocated)` tokens."""
     reqs = [
         SimpleNamespace(
@@ -36,7 +38,10 @@ def _batch(rows: list[tuple[int, int]], *, width: int = 16, page_size: int = 1, 
         for committed, allocated in rows
     ]
     allocator = SimpleNamespace(page_size=page_size, available_size=lambda: num_free)
-    return SimpleNamespace(spec_info=DlmRoundState(32), reqs=reqs, token_to_kv_pool_allocator=allocator)
+    cache = SimpleNamespace(evictable_size=lambda: num_evictable)
+    return SimpleNamespace(
+        spec_info=DlmRoundState(32), reqs=reqs, token_to_kv_pool_allocator=allocator, tree_cache=cache
+    )
 
 
 def test_one_allocation_serves_all_rows_that_have_little_left(allocated: Allocated) -> None:
@@ -54,6 +59,12 @@ def test_a_pool_without_room_serves_only_rows_that_lack_slots(allocated: Allocat
     rows = [(100, 110), (100, 116)]
     prepare_decode_round(None, _batch(rows, num_free=6 + ROOMY * LOOKAHEAD * len(rows) - 1))
     assert allocated == [([0], 0)]
+
+
+def test_old_prefixes_are_room(allocated: Allocated) -> None:
+    rows = [(100, 110), (100, 116)]
+    prepare_decode_round(None, _batch(rows, num_free=0, num_evictable=6 + ROOMY * LOOKAHEAD * len(rows)))
+    assert allocated == [([0, 1], LOOKAHEAD)]
 
 
 def test_rows_at_the_contexts_end_ask_for_no_more(allocated: Allocated) -> None:

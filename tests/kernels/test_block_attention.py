@@ -78,7 +78,7 @@ def test_reference_equals_a_loop_on_ragged_mixed_rows(
 def test_rows_of_one_length_are_one_batch() -> None:
     inputs = make_inputs(Case([Row(7, 40), Row(7, 63, "bidirectional"), Row(7, 50, "dual")], dtype=torch.float64))
     plan = make_plan(*inputs.lengths, **inputs.bounds)
-    assert [group.is_whole for group in plan.groups] == [True]
+    assert [group.token_index is None for group in plan.groups] == [True]
     torch.testing.assert_close(_reference(inputs), _loop(inputs))
 
 

@@ -188,10 +188,10 @@ def _emission(
 
 def _advance_single_tokens(state: RowState, slots: Tensor, seq_lens: Tensor, chosen: Tensor, ids: Ints) -> AdvancedRows:
     """One token a row, no block to lay out."""
-    index, progress = slots.numpy(), state.progress.numpy()
-    remaining = progress[index, -1]
-    accept_lens = np.minimum(np.maximum(remaining, 0), 1)
+    index, remaining_of_slot = slots.numpy(), state.progress.numpy()[:, -1]
+    remaining = remaining_of_slot.take(index)
+    accept_lens = (remaining > 0).astype(np.int64)
     state.canvas.numpy()[index, 0] = ids[:, 0]
-    progress[index, -1] = remaining - accept_lens
+    remaining_of_slot[index] = remaining - accept_lens
     new_seq_lens, is_denoise = seq_lens.numpy() + accept_lens, np.zeros(len(index), dtype=np.bool_)
     return AdvancedRows(chosen, *map(torch.from_numpy, (accept_lens, new_seq_lens, is_denoise)))

@@ -49,7 +49,7 @@ def advance_rows(
         raise ValueError(f"slots and seq_lens must be [{num_rows}], got {list(slots.shape)} and {list(seq_lens.shape)}")
     if confidence is not None and confidence.shape != chosen.shape:
         raise ValueError(f"confidence must be {list(chosen.shape)}, got {list(confidence.shape)}")
-    if chosen.device.type == "cpu":
+    if chosen.is_cpu:
         return cpu.advance_rows(state, slots, seq_lens, chosen, confidence, is_strict=is_strict, hints=hints)
     from dlm_kernels.ops.advance_rows import launch
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TypeAlias
+from operator import mul
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-Lengths: TypeAlias = npt.NDArray[np.int32 | np.int64]
+Ints: TypeAlias = npt.NDArray[np.int32 | np.int64]
 
 # Rows are padded to the longest row and run as one batch while padding costs at most this factor.
 MAX_PADDING_FACTOR = 2.0
@@ -32,16 +33,15 @@ class _Group:
     """Rows that run as one padded batch of R rows, L query tokens and S keys.
 
     Attributes:
-        token_index: `[R, L]`; padding repeats a row's last token.
+        token_index: `[R, L]`; padding repeats a row's last token. None where the group's tokens are all tokens of the
+            forward, in order.
         slots: `[R, S]`, pool slots; padding repeats the row's last visible one, which is always readable.
         limits: `[R, L]`, visible keys of each token.
-        is_whole: the group's tokens are all tokens of the forward, in order.
     """
 
-    token_index: Tensor
+    token_index: Tensor | None
     slots: Tensor
     limits: Tensor
-    is_whole: bool
     bias_cache: dict[tuple[torch.dtype, int], Tensor | None] = field(default_factory=dict, compare=False)
     line_cache: dict[int, Tensor] = field(default_factory=dict, compare=False)
 
@@ -70,6 +70,24 @@ class _Group:
         return lines.view(self.slots.shape[0], num_heads, -1, head_dim).to(dtype)
 
 
+class _Table(NamedTuple):
+    """Pool slots `[S, C]` of all request slots, and the request slots `[R]` int64 of a group's rows."""
+
+    slot_table: Tensor
+    slots: Ints
+
+    def first(self, num_keys: int) -> npt.NDArray[np.int64]:
+        """Pool slots of each row's first keys: `[R, num_keys]`."""
+        if self.slot_table.is_cpu:
+            return self.slot_table.numpy()[self.slots, :num_keys].astype(np.int64)
+        return self.slot_table[self.beside(self.slots), :num_keys].cpu().numpy().astype(np.int64)
+
+    def beside(self, array: Ints) -> Tensor:
+        """The array as a tensor on the table's device."""
+        tensor = torch.from_numpy(array)
+        return tensor if self.slot_table.is_cpu else tensor.to(self.slot_table.device)
+
+
 @dataclass(frozen=True)
 class ReferencePlan:
     """What does not change from layer to layer of one forward.
@@ -91,18 +109,19 @@ def make_plan(row_lens: Tensor, kv_lens: Tensor, kv_limit: Tensor, slots: Tensor
     Raises:
         ValueError: more query tokens in the rows than limits.
     """
-    lens, kv_lens_list, num_tokens = row_lens.tolist(), kv_lens.tolist(), kv_limit.numel()
+    # Many small steps on small arrays, which numpy calls in a fraction of torch's time.
+    limits, rows_kv, table = _on_host(kv_limit), _on_host(kv_lens), _Table(slot_table, _on_host(slots))
+    lens, kv_lens_list, num_tokens = row_lens.tolist(), rows_kv.tolist(), limits.size
+    if _is_uniform(lens, kv_lens_list, num_tokens) and limits.min() > 0:
+        group = _padded_group(None, limits.reshape(len(lens), -1), rows_kv, table)
+        return ReferencePlan((group,), num_tokens, None)
     starts = list(accumulate(lens, initial=0))
     if starts[-1] > num_tokens:
         raise ValueError(f"row_lens must sum to at most the {num_tokens} entries of kv_limit, got {starts[-1]}")
-    # Many small steps on small arrays, which numpy calls in a fraction of torch's time.
-    limits, rows_kv = kv_limit.cpu().numpy(), kv_lens.cpu().numpy()
     rows = [row for row, length in enumerate(lens) if length > 0]
-    max_len = max((lens[row] for row in rows), default=0)
-    max_kv = max((kv_lens_list[row] for row in rows), default=0)
-    padded_work = len(rows) * max_len * max_kv
-    work = sum(lens[row] * kv_lens_list[row] for row in rows)
-    if padded_work <= MAX_PADDING_FACTOR * work and padded_work <= MAX_MASK_ELEMENTS:
+    work = sum(map(mul, lens, kv_lens_list))
+    max_kv_len = max((kv_lens_list[row] for row in rows), default=0)
+    if _may_pad(work, len(rows) * max(lens, default=0), max_kv_len):
         batches = [[(row, starts[row], lens[row]) for row in rows]] if work else []
     else:
         batches = [
@@ -112,7 +131,7 @@ def make_plan(row_lens: Tensor, kv_lens: Tensor, kv_limit: Tensor, slots: Tensor
             for chunk in [max(1, MAX_MASK_ELEMENTS // kv_lens_list[row])]
             for begin in range(0, lens[row], chunk)
         ]
-    groups = [_make_group(batch, rows_kv, limits, slots, slot_table) for batch in batches]
+    groups = [_make_group(batch, rows_kv, limits, table) for batch in batches]
     blind = limits <= 0
     if 0 in kv_lens_list:
         blind[: starts[-1]] |= np.repeat(rows_kv <= 0, lens)
@@ -136,7 +155,7 @@ def block_attention(
     out: Tensor | None = None
     for group in plan.groups:
         attended = _attend(q, k_pool, v_pool, group, scale)
-        if group.is_whole:
+        if group.token_index is None:
             out = attended.reshape(q.shape[0], q.shape[1], v_pool.shape[2])
             break
         if out is None:
@@ -155,8 +174,8 @@ def _attend(q: Tensor, k_pool: Tensor, v_pool: Tensor, group: _Group, scale: flo
     num_q_heads, head_dim = q.shape[1], q.shape[2]
     num_kv_heads, v_head_dim = v_pool.shape[1], v_pool.shape[2]
     group_size = num_q_heads // num_kv_heads
-    rows, length = group.token_index.shape
-    queries = q if group.is_whole else q[group.token_index]
+    rows, length = group.limits.shape
+    queries = q if group.token_index is None else q[group.token_index]
     # [R, L, Hkv, G, D] -> [R, Hkv, G * L, D]: all heads that share a key head become one tile.
     packed = queries.reshape(rows, length, num_kv_heads, group_size, head_dim).permute(0, 2, 3, 1, 4)
     packed = packed.reshape(rows, num_kv_heads, group_size * length, head_dim)
@@ -171,30 +190,49 @@ def _attend(q: Tensor, k_pool: Tensor, v_pool: Tensor, group: _Group, scale: flo
     return attended.reshape(rows, length, num_q_heads, v_head_dim)
 
 
-def _make_group(
-    batch: list[tuple[int, int, int]], kv_lens: Lengths, kv_limit: Lengths, slots: Tensor, slot_table: Tensor
-) -> _Group:
+def _on_host(tensor: Tensor) -> Ints:
+    array: Ints = (tensor if tensor.is_cpu else tensor.cpu()).numpy()
+    return array
+
+
+def _is_uniform(lens: list[int], kv_lens: list[int], num_tokens: int) -> bool:
+    """Whether the rows are as those of a decode round mostly are: of one width, none left out, one batch."""
+    width = lens[0] if lens else 0
+    is_whole = width > 0 and width * len(lens) == num_tokens and lens.count(width) == len(lens)
+    return is_whole and min(kv_lens) > 0 and _may_pad(width * sum(kv_lens), num_tokens, max(kv_lens))
+
+
+def _may_pad(work: int, num_padded_tokens: int, max_kv_len: int) -> bool:
+    """Whether rows run as one padded batch.
+
+    Args:
+        work: pairs of a query token and a key of its row.
+        num_padded_tokens: query tokens once every row has the longest one's.
+        max_kv_len: keys of the longest row.
+    """
+    padded_work = num_padded_tokens * max_kv_len
+    return padded_work <= MAX_PADDING_FACTOR * work and padded_work <= MAX_MASK_ELEMENTS
+
+
+def _make_group(batch: list[tuple[int, int, int]], kv_lens: Ints, kv_limit: Ints, table: _Table) -> _Group:
     """Group of `(row, first token, tokens)` triples."""
-    max_len = max(length for _, _, length in batch)
-    num_tokens = sum(length for _, _, length in batch)
-    is_whole = num_tokens == kv_limit.size == len(batch) * max_len
-    if is_whole and len(batch) == kv_lens.size:
-        # Decode rounds mostly are so: rows of one width, none left out, nothing to look up.
-        token_index = np.arange(num_tokens).reshape(-1, max_len)
-        limits = kv_limit.reshape(-1, max_len)
-    else:
-        row_ids, begins, lens = np.array(batch).T
-        token_index = begins[:, None] + np.minimum(np.arange(max_len), lens[:, None] - 1)
-        limits, kv_lens, slots = kv_limit[token_index], kv_lens[row_ids], slots[torch.from_numpy(row_ids)]
+    row_ids, begins, lens = np.array(batch).T
+    offsets = np.minimum(np.arange(lens.max()), lens[:, None] - 1)
+    token_index = begins[:, None] + offsets
+    is_whole = lens.sum() == token_index.size == kv_limit.size
+    table = _Table(table.slot_table, table.slots[row_ids])
+    return _padded_group(None if is_whole else token_index, kv_limit[token_index], kv_lens[row_ids], table)
+
+
+def _padded_group(token_index: Ints | None, limits: Ints, kv_lens: Ints, table: _Table) -> _Group:
+    """Group of R rows: `token_index` and `limits` are `[R, L]`, `kv_lens` and the table's slots `[R]`."""
     limits = np.minimum(limits, kv_lens[:, None])
-    visible = np.maximum(limits.max(axis=1), 1)
-    num_keys = int(visible.max())
-    if slot_table.is_cpu:
-        key_slots = slot_table.numpy()[slots.numpy(), :num_keys].astype(np.int64)
-    else:
-        key_slots = slot_table[slots.long(), :num_keys].cpu().numpy().astype(np.int64)
-    if visible.min() < num_keys:
-        last = key_slots[np.arange(len(batch)), visible - 1]
-        key_slots = np.where(np.arange(num_keys) < visible[:, None], key_slots, last[:, None])
-    tensors = [torch.from_numpy(array).to(slot_table.device) for array in (token_index, key_slots, limits)]
-    return _Group(tensors[0], tensors[1], tensors[2], is_whole)
+    visible = limits.max(axis=1).tolist()
+    num_keys = max(1, *visible)
+    key_slots = table.first(num_keys)
+    for row, num_visible in enumerate(visible):
+        if num_visible < num_keys:
+            key_slots[row, num_visible:] = key_slots[row, max(num_visible, 1) - 1]
+    return _Group(
+        None if token_index is None else table.beside(token_index), table.beside(key_slots), table.beside(limits)
+    )

@@ -45,7 +45,7 @@ def choose_token(
             counts_excluded=counts_excluded,
             confidence_dtype=confidence_dtype,
         )
-    values = logits.detach().numpy()
+    values = (logits.detach() if logits.requires_grad else logits).numpy()
     ids = _greedy(values, excluded_token_id)
     settled = None if is_settled is None else is_settled.numpy()
     if settled is not None:
@@ -54,7 +54,7 @@ def choose_token(
     if sampling is not None:
         reference.draw(logits, sampling, is_settled, excluded_token_id, token_ids)
     if needs_confidence is False:
-        return token_ids, torch.zeros(len(values), dtype=confidence_dtype)
+        return token_ids, torch.from_numpy(np.zeros(len(values))).to(confidence_dtype)
     confidence = np.zeros(len(values))
     rows = _wanted_rows(len(values), needs_confidence, settled)
     # With one id there is nothing to choose once it is excluded.

@@ -58,7 +58,7 @@ def choose_token(
     Source: NLD spec section 3.2.
     """
     _check(logits, excluded_token_id, sampling, is_settled, needs_confidence)
-    if logits.device.type == "cpu":
+    if logits.is_cpu:
         implementation = cpu.choose_token
     else:
         from dlm_kernels.ops.choose_token import launch
@@ -82,7 +82,7 @@ def _check(
     is_settled: Tensor | None,
     needs_confidence: bool | Tensor,
 ) -> None:
-    dtypes = _CPU_LOGITS_DTYPES if logits.device.type == "cpu" else _LOGITS_DTYPES
+    dtypes = _CPU_LOGITS_DTYPES if logits.is_cpu else _LOGITS_DTYPES
     if logits.dim() != 2 or logits.dtype not in dtypes or logits.shape[1] == 0:
         raise ValueError(
             f"logits must be [N, V >= 1] float32, bfloat16 or float16, got {list(logits.shape)} {logits.dtype}"

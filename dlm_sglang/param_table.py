@@ -23,6 +23,7 @@ class GenerationMode(StrEnum):
 
 
 MODE_ALIASES = {"ar": GenerationMode.AUTOREGRESSIVE}
+MODE_BY_NAME: Mapping[str, GenerationMode] = {mode.value: mode for mode in GenerationMode} | MODE_ALIASES
 _DIFFUSION = frozenset({GenerationMode.DIFFUSION})
 _SELF_SPECULATION = frozenset({GenerationMode.SELF_SPECULATION})
 _BLOCKWISE = _DIFFUSION | _SELF_SPECULATION

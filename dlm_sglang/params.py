@@ -16,7 +16,7 @@ from dlm_sglang.param_table import (
     FIELD_BY_NAME,
     MAX_LATENCY_BUDGET_MS,
     MIN_BLOCK_LENGTH,
-    MODE_ALIASES,
+    MODE_BY_NAME,
     GenerationMode,
 )
 
@@ -40,6 +40,7 @@ _LONGEST_MISSPELLING = 64
 _MOST_THINKING_TOKENS = 1 << 30
 # SGLang's own field, which reads like `stream_denoising`.
 _SPELT_RIGHT = frozenset({"stream_reasoning"})
+_MODES_ALLOWED = f"one of {', '.join(GenerationMode)} (or ar)"
 Scalar = bool | int | float | str
 
 
@@ -231,20 +232,18 @@ def parse_mode(value: object) -> GenerationMode:
     Raises:
         RequestError: there is no such mode.
     """
-    allowed = f"one of {', '.join(GenerationMode)} (or ar)"
     if not isinstance(value, str):
-        raise _wrong_type("generation_mode", value, allowed)
-    if value in MODE_ALIASES:
-        return MODE_ALIASES[value]
-    if value not in list(GenerationMode):
-        near = difflib.get_close_matches(value.lower(), [*GenerationMode, *MODE_ALIASES], n=1)
+        raise _wrong_type("generation_mode", value, _MODES_ALLOWED)
+    mode = MODE_BY_NAME.get(value)
+    if mode is None:
+        near = difflib.get_close_matches(value.lower(), MODE_BY_NAME, n=1)
         raise RequestError(
-            f"generation_mode must be {allowed}, got {shown(value)}",
+            f"generation_mode must be {_MODES_ALLOWED}, got {shown(value)}",
             param="generation_mode",
             code="mode-unknown",
             hint=f"did you mean {near[0]}?" if near else None,
         )
-    return GenerationMode(value)
+    return mode
 
 
 def _integer(sent: Mapping[str, object], name: str, low: int, high: int, default: int) -> int:

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 import orjson
 
 from dlm_sglang.errors import RequestError, shown
-from dlm_sglang.param_table import MODE_ALIASES, GenerationMode
+from dlm_sglang.param_table import MODE_BY_NAME, GenerationMode
 from dlm_sglang.params import parse_mode
 
-SUFFIXES: Mapping[str, GenerationMode] = {**{mode.value: mode for mode in GenerationMode}, **MODE_ALIASES}
 MODELS_PATH = "/v1/models"
 
 
@@ -26,13 +25,13 @@ def split_name(name: str, served: str) -> tuple[str, GenerationMode | None]:
     if name == served or not name.startswith(f"{served}:"):
         return name, None
     suffix = name[len(served) + 1 :]
-    if suffix not in SUFFIXES:
+    if suffix not in MODE_BY_NAME:
         raise RequestError(
-            f"model must be {served} or {served}:MODE with MODE one of {', '.join(SUFFIXES)}, got {shown(name)}",
+            f"model must be {served} or {served}:MODE with MODE one of {', '.join(MODE_BY_NAME)}, got {shown(name)}",
             param="model",
             code="model_not_found",
         )
-    return served, SUFFIXES[suffix]
+    return served, MODE_BY_NAME[suffix]
 
 
 def resolve_model(body: Mapping[str, object], served: str) -> dict[str, object]:

@@ -125,6 +125,9 @@ REFUSALS: tuple[Refusal, ...] = (
     *_row("return_logprob", "native", _unset, "false", _SEEDS, _NONE, needs_seeds=True),
 )
 
+# Every request is held against the table five times on its way through the layers.
+REFUSALS_ON = {surface: tuple(row for row in REFUSALS if surface in row.surfaces) for surface in Surface}
+
 
 def refuse_unsupported(
     fields: Mapping[str, object],
@@ -148,9 +151,11 @@ def refuse_unsupported(
     Raises:
         RequestError: its `param` is the field's name behind `prefix`.
     """
-    for refusal in REFUSALS:
-        is_refused = bool(refusal.refused_in & set(modes)) or (refusal.needs_seeds and not is_seeded)
-        if surface not in refusal.surfaces or refusal.name not in fields or not is_refused:
+    for refusal in REFUSALS_ON[surface]:
+        if refusal.name not in fields:
+            continue
+        is_supported = refusal.refused_in.isdisjoint(modes) and (is_seeded or not refusal.needs_seeds)
+        if is_supported:
             continue
         value = fields[refusal.name]
         per_prompt = surface is Surface.NATIVE and isinstance(value, list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,7 +82,8 @@ def _thinking_budget(req: Any, params: DecodeParams) -> int | None:
     return None
 
 
+@cache
 def _id_of(tokenizer: Any, tag: str) -> int:
-    """The id of a tag that is one token, or -1."""
+    """The id of a tag that is one token, or -1; a process has one tokenizer, and asks it for every request."""
     token_id = None if tokenizer is None else tokenizer.convert_tokens_to_ids(tag)
     return -1 if token_id is None or token_id == tokenizer.unk_token_id else int(token_id)

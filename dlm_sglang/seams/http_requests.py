@@ -21,7 +21,7 @@ from dlm_sglang.api.front import Front
 from dlm_sglang.api.metrics import ABORTED, Metrics
 from dlm_sglang.api.size import check_integers, check_prompt, sized
 from dlm_sglang.api.translate import all_seeded, modes_of, translate_sampling
-from dlm_sglang.api.unsupported import REFUSALS, Surface, refuse_unsupported
+from dlm_sglang.api.unsupported import REFUSALS_ON, Surface, refuse_unsupported
 from dlm_sglang.errors import RequestError
 from dlm_sglang.params import DENOISING_KEY, FLAT_KEY
 from dlm_sglang.seams.drain import refuse_while_draining
@@ -220,7 +220,7 @@ def _is_overloaded(output: Any) -> bool:
     return isinstance(reason, dict) and reason.get("status_code") == HTTPStatus.SERVICE_UNAVAILABLE
 
 
-_NATIVE_NAMES = tuple(refusal.name for refusal in REFUSALS if Surface.NATIVE in refusal.surfaces)
+_NATIVE_NAMES = tuple(refusal.name for refusal in REFUSALS_ON[Surface.NATIVE])
 
 
 def _translate_internal(obj: Any, at: Front, manager: Any) -> None:

@@ -18,7 +18,7 @@ from dlm_sglang.api import report
 from dlm_sglang.api.front import Front
 from dlm_sglang.api.middleware import DlmMiddleware
 from dlm_sglang.api.translate import FOREIGN_NAMES
-from dlm_sglang.api.unsupported import REFUSALS, Surface
+from dlm_sglang.api.unsupported import REFUSALS_ON, Surface
 from dlm_sglang.errors import SeamError
 from dlm_sglang.param_table import FIELD_BY_NAME
 from dlm_sglang.params import DecodeParams, ServerLimits, closest_field
@@ -86,7 +86,7 @@ def test_refused_names_are_those_of_sglang(surface: Surface) -> None:
     known = set(
         GenerateReqInput.__dataclass_fields__ if surface is Surface.NATIVE else SamplingParams.__struct_fields__
     )
-    assert {row.name for row in REFUSALS if surface in row.surfaces} <= known
+    assert {row.name for row in REFUSALS_ON[surface]} <= known
 
 
 @pytest.mark.parametrize("request_class", [ChatCompletionRequest, CompletionRequest])

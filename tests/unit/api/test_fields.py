@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dlm_sglang.api import fields
 from dlm_sglang.api.fields import CHAT, COMPLETIONS, OPENAI_FIELDS, Cell, cell
-from dlm_sglang.api.unsupported import REFUSALS, Surface
+from dlm_sglang.api.unsupported import REFUSALS_ON, Surface
 from dlm_sglang.param_table import GenerationMode
 
 PAGE = Path(__file__).parents[3] / "docs" / "fields.md"
@@ -29,7 +29,7 @@ def test_every_field_of_openais_has_a_row() -> None:
 
 
 def test_a_cell_says_what_the_refusals_say() -> None:
-    refused = {row.name for row in REFUSALS if Surface.OPENAI in row.surfaces}
+    refused = {row.name for row in REFUSALS_ON[Surface.OPENAI]}
     for field in OPENAI_FIELDS:
         for route in field.examples:
             for mode in GenerationMode:

@@ -6,18 +6,18 @@ import json
 
 import pytest
 
-from dlm_sglang.api.model_names import SUFFIXES, resolve_model, split_name, virtual_card, with_virtual_cards
+from dlm_sglang.api.model_names import resolve_model, split_name, virtual_card, with_virtual_cards
 from dlm_sglang.errors import RequestError
-from dlm_sglang.params import GenerationMode
+from dlm_sglang.param_table import MODE_BY_NAME, GenerationMode
 
 SERVED = ("nld", "org/nld:8b", "nld:diffusion")
 
 
 @pytest.mark.parametrize("served", SERVED)
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", MODE_BY_NAME)
 def test_a_virtual_name_is_the_served_one_and_a_mode(served: str, suffix: str) -> None:
     body = resolve_model({"model": f"{served}:{suffix}", "seed": 1}, served)
-    assert body == {"model": served, "generation_mode": SUFFIXES[suffix].value, "seed": 1}
+    assert body == {"model": served, "generation_mode": MODE_BY_NAME[suffix].value, "seed": 1}
 
 
 @pytest.mark.parametrize("served", SERVED)

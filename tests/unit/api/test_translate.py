@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlm_sglang.api.translate import FOREIGN_NAMES, translate_generate, translate_openai, translate_sampling
-from dlm_sglang.api.unsupported import REFUSALS, Surface
+from dlm_sglang.api.unsupported import REFUSALS_ON, Surface
 from dlm_sglang.errors import RequestError
 from dlm_sglang.param_table import FIELD_BY_NAME
 from dlm_sglang.params import DecodeParams, GenerationMode, ServerLimits
@@ -153,7 +153,7 @@ OPENAI_PASSED = {
 
 
 def test_every_refused_field_of_the_openai_surface_has_an_example() -> None:
-    rows = [row for row in REFUSALS if Surface.OPENAI in row.surfaces]
+    rows = REFUSALS_ON[Surface.OPENAI]
     # A suffix is refused by mode, see `test_infill`.
     assert set(OPENAI_REFUSED) == {row.name for row in rows if row.refused_in} - {"suffix"}
     assert set(OPENAI_SEEDED) == {row.name for row in rows if row.needs_seeds}
@@ -210,9 +210,9 @@ def test_generate_refuses_the_same_under_its_own_names(body: dict[str, object], 
 def test_a_field_may_be_refused_in_some_modes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tuple(
         replace(row, refused_in=frozenset({GenerationMode.DIFFUSION})) if row.name == "beam_width" else row
-        for row in REFUSALS
+        for row in REFUSALS_ON[Surface.SAMPLING]
     )
-    monkeypatch.setattr("dlm_sglang.api.unsupported.REFUSALS", rows)
+    monkeypatch.setitem(REFUSALS_ON, Surface.SAMPLING, rows)
     beams = {"beam_width": 4}
     assert translate_generate({"text": "a", "sampling_params": beams}, LIMITS)
     sampling = {**beams, "custom_params": {"generation_mode": "diffusion"}}

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from operator import truediv
 from pathlib import Path
 
 from dlm_sglang.bundled.tasks import held_out_prompts
@@ -48,6 +49,7 @@ class EngineCell:
         reads_per_round: places where the host waits for the device, counted in a run of its own.
         query_tokens_per_token: query tokens that rounds computed for one emitted token.
         tok_s: emitted tokens per second of the whole load, prefills included.
+        over_plain: `tok_s` over plain SGLang's in the same turn, median of the turns: machines drift, turns are short.
     """
 
     name: str
@@ -59,6 +61,7 @@ class EngineCell:
     tokens_per_forward: float
     query_tokens_per_token: float
     tok_s: float
+    over_plain: float
 
 
 def measure_engine(
@@ -83,7 +86,7 @@ def measure_engine(
                 for name, (_, fields) in runs.items()
             }
             samples = _alternate(loads, concurrency, repeats)
-            yield from (_cell(name, concurrency, samples[name], reads[name]) for name in runs)
+            yield from (_cell(name, concurrency, samples[name], samples[PLAIN], reads[name]) for name in runs)
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ def _alternate(
     return samples
 
 
-def _cell(name: str, concurrency: int, samples: _Samples, reads: float) -> EngineCell:
+def _cell(name: str, concurrency: int, samples: _Samples, plain: _Samples, reads: float) -> EngineCell:
     pairs = zip(samples.round_s, samples.forward_s, strict=True)
     return EngineCell(
         name=name,
@@ -185,6 +188,7 @@ def _cell(name: str, concurrency: int, samples: _Samples, reads: float) -> Engin
         tokens_per_forward=round(samples.tokens / samples.rows, 2),
         query_tokens_per_token=round(samples.query_tokens / samples.tokens, 2),
         tok_s=round(statistics.median(samples.tok_s), 1),
+        over_plain=round(statistics.median(map(truediv, samples.tok_s, plain.tok_s)), 3),
     )
 
 
@@ -192,8 +196,8 @@ def main() -> int:
     """`python -m dlm_sglang.measure.engine`, behind `make bench-engine`."""
     parser = argparse.ArgumentParser(prog="make bench-engine", description=__doc__)
     parser.add_argument("--model-path", type=Path, default=BUNDLED_PATH, help="checkpoint; default: the bundled one")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32], help="requests at a time")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 128], help="requests at a time")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of every mode and of plain SGLang")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("flags", nargs="*", help="more flags for both servers, behind --")
     arguments = parser.parse_args()

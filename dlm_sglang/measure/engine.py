@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -50,6 +51,7 @@ class EngineCell:
         query_tokens_per_token: query tokens that rounds computed for one emitted token.
         tok_s: emitted tokens per second of the whole load, prefills included.
         over_plain: `tok_s` over plain SGLang's in the same turn, median of the turns: machines drift, turns are short.
+        low, high: quartiles of these ratios.
     """
 
     name: str
@@ -62,18 +64,20 @@ class EngineCell:
     query_tokens_per_token: float
     tok_s: float
     over_plain: float
+    low: float
+    high: float
 
 
 def measure_engine(
-    model_path: Path, flags: Sequence[str], concurrencies: Sequence[int], repeats: int
+    model_path: Path, flags: Sequence[str], modes: Sequence[str], concurrencies: Sequence[int], repeats: int
 ) -> Iterator[EngineCell]:
-    """Run every mode at every concurrency, plain SGLang first; servers take turns within a concurrency."""
+    """Run the modes at every concurrency beside plain SGLang; servers take turns within a concurrency."""
     prompts = [messages for _, messages, _ in held_out_prompts(64)]
     common = ["--model-path", str(model_path), "--max-running-requests", str(max(concurrencies)), *flags]
     ours = [*common, "--speculative-algorithm", "DLM"]
     body = {"max_tokens": TOKENS, "ignore_eos": True}
     runs: dict[str, tuple[Sequence[str], Fields]] = {PLAIN: (common, body)}
-    runs |= {name: (ours, body | dict(fields)) for name, fields in SINGLE_MODES.items()}
+    runs |= {name: (ours, body | dict(SINGLE_MODES[name])) for name in modes}
     reads = {
         name: _reads_per_round(arguments, bodies_of(prompts, 16, [fields]))
         for name, (arguments, fields) in runs.items()
@@ -165,12 +169,16 @@ class _Samples:
 def _alternate(
     loads: Mapping[str, tuple[_Traced, list[Fields]]], concurrency: int, repeats: int
 ) -> dict[str, _Samples]:
-    """Run every load once to warm up, then in turns, so that a drift of the machine favours nobody."""
+    """Run every load once to warm up, then in turns, so that a drift of the machine favours nobody.
+
+    Each turn has an order of its own: a load after a heavy one runs on a processor that is warm.
+    """
+    order = random.Random(0)
     samples = {name: _Samples() for name in loads}
     for server, load in loads.values():
         server.decode_records(load[: 2 * concurrency], concurrency)
-    for repeat in range(repeats):
-        for name in list(loads) if repeat % 2 == 0 else list(loads)[::-1]:
+    for _ in range(repeats):
+        for name in order.sample(list(loads), len(loads)):
             server, load = loads[name]
             samples[name].add(*server.decode_records(load, concurrency), concurrency)
     return samples
@@ -178,6 +186,7 @@ def _alternate(
 
 def _cell(name: str, concurrency: int, samples: _Samples, plain: _Samples, reads: float) -> EngineCell:
     pairs = zip(samples.round_s, samples.forward_s, strict=True)
+    low, middle, high = statistics.quantiles(map(truediv, samples.tok_s, plain.tok_s), n=4, method="inclusive")
     return EngineCell(
         name=name,
         concurrency=concurrency,
@@ -188,7 +197,9 @@ def _cell(name: str, concurrency: int, samples: _Samples, plain: _Samples, reads
         tokens_per_forward=round(samples.tokens / samples.rows, 2),
         query_tokens_per_token=round(samples.query_tokens / samples.tokens, 2),
         tok_s=round(statistics.median(samples.tok_s), 1),
-        over_plain=round(statistics.median(map(truediv, samples.tok_s, plain.tok_s)), 3),
+        over_plain=round(middle, 3),
+        low=round(low, 3),
+        high=round(high, 3),
     )
 
 
@@ -196,8 +207,11 @@ def main() -> int:
     """`python -m dlm_sglang.measure.engine`, behind `make bench-engine`."""
     parser = argparse.ArgumentParser(prog="make bench-engine", description=__doc__)
     parser.add_argument("--model-path", type=Path, default=BUNDLED_PATH, help="checkpoint; default: the bundled one")
+    parser.add_argument(
+        "--modes", nargs="+", choices=SINGLE_MODES, default=list(SINGLE_MODES), help="beside plain SGLang"
+    )
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 128], help="requests at a time")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of every mode and of plain SGLang")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of every mode and of plain SGLang, 2 or more")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("flags", nargs="*", help="more flags for both servers, behind --")
     arguments = parser.parse_args()
@@ -205,7 +219,8 @@ def main() -> int:
     cells = []
     names = [field.name for field in fields(EngineCell)][2:]
     print(f"{'what':<18} {'concurrent':>10} " + " ".join(f"{name:>{max(len(name), 9)}}" for name in names))
-    for cell in measure_engine(arguments.model_path, flags, arguments.concurrency, arguments.repeats):
+    runs = measure_engine(arguments.model_path, flags, arguments.modes, arguments.concurrency, arguments.repeats)
+    for cell in runs:
         values = asdict(cell)
         row = " ".join(f"{values[name]:>{max(len(name), 9)}}" for name in names)
         print(f"{cell.name:<18} {cell.concurrency:>10} {row}", flush=True)

@@ -202,6 +202,13 @@ SEAMS: tuple[Seam, ...] = (
         "never",
     ),
     Seam(
+        f"{_SRT}.mem_cache.base_prefix_cache.BasePrefixCache.evictable_size",
+        ("self",),
+        "seams/batch.py prepare_decode_round",
+        "slots would be taken ahead never, once prefixes fill the pool, or at the expense of running requests",
+        "never",
+    ),
+    Seam(
         f"{_SRT}.runtime_context.get_parallel",
         (),
         "seams/auto.py, seams/budget.py",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlm_sglang.param_table import FIELDS, MIN_BLOCK_LENGTH, MODE_ALIASES, Field, GenerationMode
+from dlm_sglang.param_table import FIELDS, MIN_BLOCK_LENGTH, MODE_BY_NAME, Field, GenerationMode
 from dlm_sglang.setting_table import SETTINGS, Setting
 from dlm_sglang.settings import allowed, as_text
 
@@ -119,7 +119,7 @@ def settings_schema() -> dict[str, object]:
 def _field_schema(field: Field) -> dict[str, object]:
     schema: dict[str, object] = {"type": [field.json_type, "null"]}
     if field.name == "generation_mode":
-        schema["enum"] = [*GenerationMode, *MODE_ALIASES, None]
+        schema["enum"] = [*MODE_BY_NAME, None]
     elif field.name == "block_length":
         schema["minimum"] = MIN_BLOCK_LENGTH
     elif field.json_type == "integer":
@@ -134,7 +134,7 @@ def _field_schema(field: Field) -> dict[str, object]:
 def _setting_schema(setting: Setting) -> dict[str, object]:
     json_type = _JSON_TYPE_OF_KIND.get(setting.kind, setting.kind)
     schema: dict[str, object] = {"type": [json_type, "null"] if setting.nullable else json_type}
-    choices = [*GenerationMode, *MODE_ALIASES] if setting.kind == "mode" else list(setting.choices)
+    choices = list(MODE_BY_NAME) if setting.kind == "mode" else list(setting.choices)
     if choices:
         schema["enum"] = choices
     if setting.low is not None:

@@ -52,17 +52,16 @@ def plan_round_on_cpu(
         is_padding = torch.from_numpy(positions >= block_end)
         positions = np.maximum(np.minimum(positions, block_end - 1), 0)
         kv_limit = np.minimum(kv_limit, block_end)
-    keys = torch.from_numpy(kv_lens)
     return RoundInputs(
         layout=layout,
         slots=slots,
         seq_lens=seq_lens,
         progress=progress,
         ints=ints,
-        kv_lens=keys,
+        kv_lens=torch.from_numpy(kv_lens),
         input_ids=torch.from_numpy(input_ids),
-        positions=seq_lens if positions is begins else torch.from_numpy(positions),
-        kv_limit=keys if kv_limit is kv_lens else torch.from_numpy(kv_limit),
+        positions=torch.from_numpy(positions),
+        kv_limit=torch.from_numpy(kv_limit),
         is_padding=is_padding,
         draft_rows=draft_rows,
         is_masked=is_masked,

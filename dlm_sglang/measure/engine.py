@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, fields
 from operator import truediv
 from pathlib import Path
 
+import numpy as np
+
 from dlm_sglang.bundled.tasks import held_out_prompts
 from dlm_sglang.measure.load import Fields, bodies_of, run_load
 from dlm_sglang.measure.modes import PLAIN, SERVER_FLAGS, SINGLE_MODES, command_of, machine
@@ -186,7 +188,7 @@ def _alternate(
 
 def _cell(name: str, concurrency: int, samples: _Samples, plain: _Samples, reads: float) -> EngineCell:
     pairs = zip(samples.round_s, samples.forward_s, strict=True)
-    low, middle, high = statistics.quantiles(map(truediv, samples.tok_s, plain.tok_s), n=4, method="inclusive")
+    low, middle, high = map(float, np.quantile(list(map(truediv, samples.tok_s, plain.tok_s)), (0.25, 0.5, 0.75)))
     return EngineCell(
         name=name,
         concurrency=concurrency,
@@ -211,7 +213,7 @@ def main() -> int:
         "--modes", nargs="+", choices=SINGLE_MODES, default=list(SINGLE_MODES), help="beside plain SGLang"
     )
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 128], help="requests at a time")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of every mode and of plain SGLang, 2 or more")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of every mode and of plain SGLang")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("flags", nargs="*", help="more flags for both servers, behind --")
     arguments = parser.parse_args()

@@ -205,7 +205,7 @@ SEAMS: tuple[Seam, ...] = (
         f"{_SRT}.mem_cache.base_prefix_cache.BasePrefixCache.evictable_size",
         ("self",),
         "seams/batch.py prepare_decode_round",
-        "slots would be taken ahead never, once prefixes fill the pool, or at the expense of running requests",
+        "once prefixes fill the pool, no slots would be taken ahead, and every row would allocate in every round",
         "never",
     ),
     Seam(

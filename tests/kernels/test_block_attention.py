@@ -82,6 +82,17 @@ def test_rows_of_one_length_are_one_batch() -> None:
     torch.testing.assert_close(_reference(inputs), _loop(inputs))
 
 
+@pytest.mark.parametrize("limit", [0, -2])
+def test_a_row_that_sees_no_key_reads_its_first_slot_at_most(limit: int) -> None:
+    inputs = make_inputs(Case([Row(1, 4), Row(1, 6)], dtype=torch.float64))
+    whole = _reference(inputs)
+    table = inputs.slot_table.clone()
+    table[inputs.slots[0], 1:] = 1 << 30
+    got = _reference(replace(inputs, slot_table=table, kv_limit=torch.tensor([limit, int(inputs.kv_limit[1])])))
+    assert torch.equal(got[0], torch.zeros_like(got[0]))
+    torch.testing.assert_close(got[1], whole[1])
+
+
 def test_long_rows_are_cut_into_chunks_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(Case([Row(150, 20), Row(3, 1, "bidirectional")], dtype=torch.float64))
     whole = _reference(inputs)

@@ -227,12 +227,12 @@ def _make_group(batch: list[tuple[int, int, int]], kv_lens: Ints, kv_limit: Ints
 def _padded_group(token_index: Ints | None, limits: Ints, kv_lens: Ints, table: _Table) -> _Group:
     """Group of R rows: `token_index` and `limits` are `[R, L]`, `kv_lens` and the table's slots `[R]`."""
     limits = np.minimum(limits, kv_lens[:, None])
-    visible = limits.max(axis=1).tolist()
-    num_keys = max(1, *visible)
+    visible = np.maximum(limits.max(axis=1), 1).tolist()
+    num_keys = max(visible)
     key_slots = table.first(num_keys)
     for row, num_visible in enumerate(visible):
         if num_visible < num_keys:
-            key_slots[row, num_visible:] = key_slots[row, max(num_visible, 1) - 1]
+            key_slots[row, num_visible:] = key_slots[row, num_visible - 1]
     return _Group(
         None if token_index is None else table.beside(token_index), table.beside(key_slots), table.beside(limits)
     )

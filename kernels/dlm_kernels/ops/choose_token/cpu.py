@@ -53,12 +53,10 @@ def choose_token(
     token_ids = torch.from_numpy(ids)
     if sampling is not None:
         reference.draw(logits, sampling, is_settled, excluded_token_id, token_ids)
-    if needs_confidence is False:
-        return token_ids, torch.from_numpy(np.zeros(len(values))).to(confidence_dtype)
     confidence = np.zeros(len(values))
-    rows = _wanted_rows(len(values), needs_confidence, settled)
     # With one id there is nothing to choose once it is excluded.
-    if values.shape[1] > 1 or excluded_token_id != 0:
+    if needs_confidence is not False and (values.shape[1] > 1 or excluded_token_id != 0):
+        rows = _wanted_rows(len(values), needs_confidence, settled)
         rows_per_piece = max(1, reference.LOGITS_PER_PIECE // values.shape[1])
         for begin in range(0, len(rows), rows_per_piece):
             piece = rows[begin : begin + rows_per_piece]

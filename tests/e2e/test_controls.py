@@ -184,15 +184,11 @@ def test_controls_survive_retraction(each_small_server: Server, prompts: list[tu
         for number in range(16)
     ]
     alone = [ask(each_small_server.url, one) for one in asks]
-    for _ in range(4):
-        together = ask_all(each_small_server.url, asks, concurrency=len(asks))
-        for one, answer, expected in zip(asks, together, alone, strict=True):
-            assert answer.output_ids == expected.output_ids, one
-            if one.native:
-                told, before = (reply.meta["output_token_logprobs"] for reply in (answer, expected))
-                assert [value for value, _, _ in told] == pytest.approx([value for value, _, _ in before], abs=2e-3)
-        if any(answer.meta["num_retractions"] > 0 for answer in together):
-            break
-    else:
-        pytest.fail("no request was retracted, so this test shows nothing")
+    together = ask_all(each_small_server.url, asks, concurrency=len(asks))
+    for one, answer, expected in zip(asks, together, alone, strict=True):
+        assert answer.output_ids == expected.output_ids, one
+        if one.native:
+            told, before = (reply.meta["output_token_logprobs"] for reply in (answer, expected))
+            assert [value for value, _, _ in told] == pytest.approx([value for value, _, _ in before], abs=2e-3)
+    assert any(answer.meta["num_retractions"] > 0 for answer in together)
     each_small_server.wait_idle()

@@ -31,7 +31,6 @@ NUM_REQUESTS = 300
 CONCURRENCY = 100
 MAX_EVENTS_BEFORE_CUT = 3
 MAX_DELAY_S = 0.2
-NUM_TRIES = 5
 KINDS: dict[str, Policy] = {
     "autoregressive": AUTOREGRESSIVE,
     "self-speculation": speculation(16),
@@ -130,14 +129,9 @@ def test_retraction_under_a_tiny_pool_changes_no_token(
         )
         for number in range(16)
     ]
-    # On a busy machine requests may come in so slowly that the pool never overflows: then again.
-    for _ in range(NUM_TRIES):
-        answers = ask_all(each_small_server.url, asks, concurrency=len(asks))
-        assert not (wrong := small_oracle.mismatches(asks, answers)), "\n".join(wrong)
-        if any(answer.meta["num_retractions"] > 0 for answer in answers):
-            break
-    else:
-        pytest.fail(f"no request was retracted in {NUM_TRIES} tries, so this test shows nothing")
+    answers = ask_all(each_small_server.url, asks, concurrency=len(asks))
+    assert not (wrong := small_oracle.mismatches(asks, answers)), "\n".join(wrong)
+    assert any(answer.meta["num_retractions"] > 0 for answer in answers)
     assert "Retract requests" in each_small_server.log
     for answer in answers:
         assert answer.num_tokens == len(answer.output_ids) == 120

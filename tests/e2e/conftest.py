@@ -51,7 +51,7 @@ SMALL_ENVIRONMENT = (PAGE_CHECKS, OVERCOMMITTED)
 
 SERVER_FIXTURES = {"server", "small_server", "front_server", "each_server", "each_small_server"}
 
-ORACLE = pytest.StashKey[Oracle]()
+ORACLES = pytest.StashKey[list[Oracle]]()
 
 
 @pytest.fixture(scope="session")
@@ -139,15 +139,17 @@ def oracle(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Oracle]
     # The model is tiny, and the server is running beside it.
     torch.set_num_threads(1)
     oracle = Oracle(checkpoint, eos_ids=[config["eos_token_id"]], context_length=int(config["max_position_embeddings"]))
-    request.config.stash[ORACLE] = oracle
+    request.config.stash[ORACLES] = [oracle]
     yield oracle
     torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="session")
-def small_oracle(checkpoint: Path, oracle: Oracle) -> Oracle:
+def small_oracle(checkpoint: Path, oracle: Oracle, request: pytest.FixtureRequest) -> Oracle:
     """The oracle under the small server's context length."""
-    return Oracle(checkpoint, eos_ids=oracle.eos_ids, context_length=SMALL_CONTEXT)
+    small = Oracle(checkpoint, eos_ids=oracle.eos_ids, context_length=SMALL_CONTEXT)
+    request.config.stash[ORACLES].append(small)
+    return small
 
 
 @pytest.fixture(scope="session")
@@ -189,9 +191,10 @@ def server_stays_well(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    oracle = session.config.stash.get(ORACLE, None)
-    if oracle is not None:
+    oracles = session.config.stash.get(ORACLES, [])
+    if oracles:
+        num_compared = sum(oracle.num_compared for oracle in oracles)
+        num_ties = sum(len(oracle.ties) for oracle in oracles)
         closing.tell(
-            session.config,
-            f"oracle: {oracle.num_compared} answers compared, {len(oracle.ties)} differed by a proven numerical tie",
+            session.config, f"oracle: {num_compared} answers compared, {num_ties} differed by a proven numerical tie"
         )

@@ -30,7 +30,6 @@ SMALL_POOL_TOKENS = 900
 SMALL_FLAGS = (
     *("--context-length", str(SMALL_CONTEXT), "--max-total-tokens", str(SMALL_POOL_TOKENS)),
     *("--chunked-prefill-size", "64"),
-    *("--schedule-conservativeness", "0.05"),
 )
 # Room for so many tokens to come lets a request in, and all of a test's requests fit: they grow past the pool and are
 # retracted, however slowly they came in. With SGLang's own estimate it is chance whether any is.
